@@ -52,6 +52,13 @@ class Table:
             self._devices[key] = torch.tensor(self.values, dtype=torch.float64).to(x.dtype).to(x.device)
         return self._devices[key][level].view((-1,) + (1,) * (x.ndim - 1))
 
+    def time(self, level: Level) -> float | Tensor:
+        """The entry as a time: a float, or float64 (batch,) on the device of `level` (the CPU if it has no float64)."""
+        if isinstance(level, int):
+            return self.values[level]
+        level = level.cpu() if level.device.type == "mps" else level
+        return torch.tensor(self.values, dtype=torch.float64, device=level.device)[level]
+
 
 def combine(*terms: tuple[Coefficient, Tensor], out: Tensor | None = None) -> Tensor:
     """Sum of coefficient times tensor, written into `out` (which must not be one of the tensors but the first)."""
@@ -119,21 +126,25 @@ class Run:
         self.rejected: int | None = None
         self._scratch: dict[str, Tensor] = {}
 
-    def denoise(self, x: Tensor, t: float | Tensor) -> Posterior:
-        """Asks the model once, counts it and remembers the answer for callbacks."""
+    def denoise(self, x: Tensor, t: float | Tensor, rows: Tensor | None = None) -> Posterior:
+        """Asks the model once, counts it and remembers the answer for callbacks.
+
+        `rows` (int64) says which rows of the call `x` holds, if not all: their condition is picked.
+        """
         self.nfe += 1
-        self.posterior = self.denoiser(x, t, **self.condition)
+        condition = self.condition
+        if rows is not None and condition:
+            n = len(self.noise) if self.noise is not None else None
+            condition = {
+                k: v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and v.shape[0] == n else v
+                for k, v in condition.items()
+            }
+        self.posterior = self.denoiser(x, t, **condition)
         return self.posterior
 
     def time(self, level: Level) -> float | Tensor:
         """The time of a level, as the denoiser wants it: a float, or float64 (batch,)."""
-        return (
-            self.plan.times.values[level]
-            if isinstance(level, int)
-            else torch.as_tensor(self.plan.levels.t)[level.cpu()].to(
-                level.device if level.device.type != "mps" else "cpu"
-            )
-        )
+        return self.plan.times.time(level)
 
     def scratch(self, name: str, like: Tensor) -> Tensor:
         """A buffer of the shape of `like` that lives as long as the call."""
