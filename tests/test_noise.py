@@ -33,7 +33,12 @@ def test_normals_are_normal_and_uncorrelated():
     # Kolmogorov-Smirnov and correlations at a false-alarm probability of 1e-4 each; the seed is fixed
     x = Noise.rows(0, 2000).normal(3, (50,), torch.float64)
     assert stats.kstest(x.flatten().numpy(), "norm").pvalue > 1e-4
-    for a, b in [(x[:, :-1], x[:, 1:]), (x[:-1], x[1:]), (x, Noise.rows(0, 2000).normal(4, (50,), torch.float64)), (x, Noise.rows(1, 2000).normal(3, (50,), torch.float64))]:
+    for a, b in [
+        (x[:, :-1], x[:, 1:]),
+        (x[:-1], x[1:]),
+        (x, Noise.rows(0, 2000).normal(4, (50,), torch.float64)),
+        (x, Noise.rows(1, 2000).normal(3, (50,), torch.float64)),
+    ]:
         r = torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
         assert abs(r) < 3.9 / a.numel() ** 0.5
 

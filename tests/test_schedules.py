@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from trueward.schedules import VE, EDM, DiscreteSchedule, Schedule, VPCosine, VPLinear, schedule, schedule_names
 
 CONTINUOUS = [VPLinear(), VPLinear(beta_min=0.05, beta_max=12.0), VPCosine(), VE(), EDM(), EDM(0.01, 50.0)]
-DISCRETE = [DiscreteSchedule.linear(), DiscreteSchedule.cosine(), DiscreteSchedule.scaled_linear(), DiscreteSchedule.linear(10, 0.01, 0.5)]
+DISCRETE = [
+    DiscreteSchedule.linear(),
+    DiscreteSchedule.cosine(),
+    DiscreteSchedule.scaled_linear(),
+    DiscreteSchedule.linear(10, 0.01, 0.5),
+]
 ALL = CONTINUOUS + DISCRETE
 names = [f"{type(s).__name__}{i}" for i, s in enumerate(ALL)]
 

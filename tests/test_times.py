@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from trueward.schedules import VE, EDM, DiscreteSchedule, VPCosine, VPLinear
-from trueward.times import EvenNodes, Karras, Levels, QuadraticTime, Times, UniformLogSNR, UniformTime, time_grid, time_grid_names
+from trueward.times import (
+    EvenNodes,
+    Karras,
+    Levels,
+    QuadraticTime,
+    Times,
+    UniformLogSNR,
+    UniformTime,
+    time_grid,
+    time_grid_names,
+)
 
 SCHEDULES = [VPLinear(), VPCosine(), VE(), EDM(), DiscreteSchedule.linear(), DiscreteSchedule.cosine()]
 

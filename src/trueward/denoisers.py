@@ -147,7 +147,7 @@ class Denoiser(nn.Module):
         self.num_classes = num_classes
 
     @abstractmethod
-    def forward(self, x_t: Float[Tensor, batch *shape], t: Time, **condition: Any) -> Posterior:
+    def forward(self, x_t: Float[Tensor, batch * shape], t: Time, **condition: Any) -> Posterior:
         """The posterior of x_0.
 
         Args:
@@ -208,12 +208,12 @@ class NetworkDenoiser(Denoiser):
 
     def call_network(self, x: Tensor, t: Time, condition: Mapping[str, Any]) -> Tensor:
         """The raw answer of the network, checked for its shape, in the dtype of `x`."""
-        label = self.label(t).to(x.device, torch.float32)
-        if label.ndim == 0:
-            label = label.expand(x.shape[0])
         parameter = next(self.network.parameters(), None)
         dtype = x.dtype if parameter is None or not parameter.is_floating_point() else parameter.dtype
-        answer = self.network(x.to(dtype), label.to(dtype) if dtype == torch.float64 else label, **condition)
+        # the label keeps float32 in a half-precision network: a noise level has more digits than that
+        label = self.label(t).to(x.device, torch.float64 if dtype == torch.float64 else torch.float32)
+        label = label.expand(x.shape[0]) if label.ndim == 0 else label
+        answer = self.network(x.to(dtype), label, **condition)
         if not isinstance(answer, Tensor):  # diffusers-style outputs hold the tensor in `.sample`
             answer = getattr(answer, "sample", None) if getattr(answer, "sample", None) is not None else answer[0]
         if answer.shape != x.shape:
