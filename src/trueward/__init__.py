@@ -1,0 +1,84 @@
+"""trueward: move generative models toward the true distribution.
+
+Train score-based and diffusion models from imperfect data, sample them in few steps, correct a trained model where it is
+wrong, and measure how far it still is from the truth::
+
+    import trueward
+
+    denoiser = trueward.load("digits")
+    samples = trueward.sampler("dpm-solver++", steps=10).sample(denoiser, n=16, seed=0)
+
+Public names are imported when they are first used, so ``import trueward`` is instant and no optional library is touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from trueward.citations import citations
+from trueward.methods import method, methods
+from trueward.version import __version__
+
+if TYPE_CHECKING:
+    from trueward.denoisers import ClassifierFreeGuidance as ClassifierFreeGuidance
+    from trueward.denoisers import ClassifierGuidance as ClassifierGuidance
+    from trueward.denoisers import DataDenoiser as DataDenoiser
+    from trueward.denoisers import Denoiser as Denoiser
+    from trueward.denoisers import EDMDenoiser as EDMDenoiser
+    from trueward.denoisers import EpsDenoiser as EpsDenoiser
+    from trueward.denoisers import Posterior as Posterior
+    from trueward.denoisers import ScoreDenoiser as ScoreDenoiser
+    from trueward.denoisers import VDenoiser as VDenoiser
+    from trueward.denoisers import denoiser as denoiser
+    from trueward.noise import Noise as Noise
+    from trueward.samplers import DDIM as DDIM
+    from trueward.samplers import Ancestral as Ancestral
+    from trueward.samplers import Sampler as Sampler
+    from trueward.samplers import Samples as Samples
+    from trueward.schedules import EDM as EDM
+    from trueward.schedules import VE as VE
+    from trueward.schedules import DiscreteSchedule as DiscreteSchedule
+    from trueward.schedules import Schedule as Schedule
+    from trueward.schedules import VPCosine as VPCosine
+    from trueward.schedules import VPLinear as VPLinear
+    from trueward.schedules import schedule as schedule
+    from trueward.times import EvenNodes as EvenNodes
+    from trueward.times import Karras as Karras
+    from trueward.times import QuadraticTime as QuadraticTime
+    from trueward.times import TimeGrid as TimeGrid
+    from trueward.times import Times as Times
+    from trueward.times import UniformLogSNR as UniformLogSNR
+    from trueward.times import UniformTime as UniformTime
+    from trueward.times import time_grid as time_grid
+
+_NAMES = {
+    "schedules": "Schedule VPLinear VPCosine VE EDM DiscreteSchedule schedule",
+    "denoisers": "Denoiser Posterior EpsDenoiser DataDenoiser VDenoiser ScoreDenoiser EDMDenoiser denoiser "
+    "ClassifierFreeGuidance ClassifierGuidance",
+    "times": "TimeGrid UniformLogSNR UniformTime QuadraticTime Karras EvenNodes Times time_grid",
+    "noise": "Noise",
+    "samplers": "Sampler Samples Ancestral DDIM",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+_ROOMS = ("denoisers", "noise", "samplers", "schedules", "times")
+
+__all__ = ["__version__", "citations", "method", "methods", *_HOME, *_ROOMS]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value  # found without this function the next time
+        return value
+    import difflib
+
+    close = difflib.get_close_matches(name, __all__, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{hint}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,59 @@
+# make demo   trains a small model and writes a report that compares samplers (about three minutes after installation)
+# make test   lint, types and the whole test suite
+# make docs   the documentation, into site/
+# make bench  speed against other libraries
+#
+# The first of them creates .venv. Another interpreter: make PYTHON=python3.12 test. Options for pip, such as the index that
+# holds the CPU build of PyTorch: make PIP_OPTIONS="--extra-index-url ..." test.
+
+PYTHON ?= python3
+PIP_OPTIONS ?=
+WORKERS ?= logical
+
+SHELL := /bin/bash
+BIN := .venv/bin
+STAMP := .venv/installed
+# one thread per process: the networks of demo and tests are too small to share among threads
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test lint types check docs bench clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "trueward needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another interpreter: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv ..."
+	@$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[all,test,docs]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py --out demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 10
+
+docs: $(STAMP)
+	$(BIN)/python docs/figures/draw.py
+	$(BIN)/mkdocs build --strict
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf demo site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
