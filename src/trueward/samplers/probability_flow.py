@@ -129,7 +129,7 @@ class ProbabilityFlow(Sampler):
             y_next, k_next = y_stage, k[-1]  # first same as last
             error = step * sum(e * k_i for e, k_i in zip(_E, k, strict=True))
             scale = self.atol + self.rtol * torch.maximum(y.abs(), y_next.abs())
-            norm = (error / scale).square().flatten(1).mean(1).sqrt().to("cpu", torch.float64)
+            norm = (error / scale).square().reshape(len(rows), -1).mean(1).sqrt().to("cpu", torch.float64)
             if not bool(norm.isfinite().all()):
                 yield u, torch.full_like(result, math.nan)
                 return

@@ -414,7 +414,7 @@ class Sampler(ABC):
         t: float | Tensor = run.plan.times.values[0]
         for index, (reached, x) in enumerate(self.solve(run, x_T), start=1):
             if not bool(x.isfinite().all()):
-                rows = (~x.flatten(1).isfinite().all(1)).sum().item()
+                rows = (~x.reshape(x.shape[0], -1).isfinite().all(1)).sum().item()
                 at = t if isinstance(t, float) else t.max().item()
                 raise ValueError(
                     f"The samples became NaN or infinite at step {index}, leaving t={at:.6g} ({rows} of {x.shape[0]} rows): check the model's output there."
