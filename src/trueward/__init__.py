@@ -63,7 +63,7 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _ROOMS = ("denoisers", "noise", "samplers", "schedules", "times")
 
-__all__ = ["__version__", "citations", "method", "methods", *_HOME, *_ROOMS]  # noqa: PLE0604
+__all__ = ["__version__", "citations", "method", "methods", *_HOME, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:

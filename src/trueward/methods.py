@@ -93,7 +93,9 @@ class Method:
             record = json.loads(path.read_text(encoding="utf-8"))
             return f"{record['verdict']} ({record['date']})" if "date" in record else str(record["verdict"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not the record of a reproduction: it must be JSON with a 'verdict'.") from error
+            raise ValueError(
+                f"{path} is not the record of a reproduction: it must be JSON with a 'verdict'."
+            ) from error
 
     @property
     def bibtex(self) -> str:
