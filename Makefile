@@ -1,7 +1,8 @@
 # make demo   trains a small model and writes a report that compares samplers (about three minutes after installation)
 # make test   lint, types and the whole test suite
 # make docs   the documentation, into site/
-# make bench  speed against other libraries
+# make bench  speed against other libraries, one table each
+# make figures  redraws the pictures of the documentation
 #
 # The first of them creates .venv. Another interpreter: make PYTHON=python3.12 test. Options for pip, such as the index that
 # holds the CPU build of PyTorch: make PIP_OPTIONS="--extra-index-url ..." test.
@@ -17,7 +18,7 @@ STAMP := .venv/installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint types check docs bench clean
+.PHONY: help install demo test lint types docs figures bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -48,11 +49,14 @@ test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 10
 
 docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html"
+
+figures: $(STAMP)
 	$(BIN)/python docs/figures/draw.py
-	$(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
 
 clean:
 	rm -rf demo site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

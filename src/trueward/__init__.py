@@ -61,7 +61,7 @@ _NAMES = {
     "samplers": "Sampler Samples Ancestral DDIM",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
-_ROOMS = ("denoisers", "noise", "samplers", "schedules", "times")
+_ROOMS = ("denoisers", "networks", "noise", "objectives", "reports", "samplers", "schedules", "times", "truth")
 
 __all__ = ["__version__", "citations", "method", "methods", *_HOME, *_ROOMS]
 
