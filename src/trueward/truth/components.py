@@ -1,9 +1,9 @@
 r"""The components of a mixture in their eigenvectors, and the posterior they give: the engine of :mod:`trueward.truth`.
 
 Components are visited in chunks with a running log-sum-exp, so that memory stays at a few (batch, d) arrays however many
-there are. Score and posterior mean follow from one another, alpha mean = x + sigma^2 score; where alpha >= sigma the score
-is summed and the mean derived, elsewhere the other way round, so neither loses its digits to cancellation at extreme
-signal-to-noise ratios.
+there are. Mean and eps follow from one another, x = alpha mean + sigma eps; where alpha >= sigma the components'
+eps_k = sigma V_k^-1 (x - alpha mu_k) are summed and the mean derived, elsewhere the other way round, so neither loses its
+digits to cancellation at extreme signal-to-noise ratios.
 """
 
 from __future__ import annotations
@@ -97,17 +97,17 @@ class Components:
             log_weights: (K, 1 or B), other mixture weights (for rows of different classes).
         """
         log_weights = self._log_weights if log_weights is None else log_weights
-        by_score: bool | Tensor = alpha >= sigma
-        kept = 1.0 - by_score.to(torch.float64) if isinstance(by_score, Tensor) else 1.0 - by_score
+        by_eps: bool | Tensor = alpha >= sigma
+        kept = 1.0 - by_eps.to(torch.float64) if isinstance(by_eps, Tensor) else 1.0 - by_eps
         top: Tensor | None = None
         sums: list[Tensor] = []
         for which, y, v in self.chunks(x, alpha, sigma):
             w = self.spectrum.values[which].unsqueeze(1)
             log_joint = log_weights[which] + self._log_density(y, v)
-            if isinstance(by_score, Tensor):
-                factor = torch.where(by_score, 1.0 / v, alpha * w / v)
+            if isinstance(by_eps, Tensor):
+                factor = torch.where(by_eps, sigma / v, alpha * w / v)
             else:
-                factor = 1.0 / v if by_score else alpha * w / v
+                factor = sigma / v if by_eps else alpha * w / v
             q = factor * y + kept * self._centres[which]
             highest = log_joint.detach().amax(0) if top is None else torch.maximum(log_joint.detach().amax(0), top)
             weight = torch.exp(log_joint - highest).unsqueeze(-1)  # (c, B, 1)
@@ -122,12 +122,12 @@ class Components:
                 parts = [part + shrink * before for part, before in zip(parts, sums)]
             top, sums = highest, parts
         first = sums[1] / sums[0]
-        if isinstance(by_score, Tensor):
-            mean = torch.where(by_score, (x - sigma**2 * first) / alpha, first)
-            eps = torch.where(by_score, sigma * first, (x - alpha * first) / sigma)
-            scale: Coefficient = torch.where(by_score, sigma**2 / alpha, 1.0)
-        elif by_score:
-            mean, eps, scale = (x - sigma**2 * first) / alpha, sigma * first, sigma**2 / alpha
+        if isinstance(by_eps, Tensor):
+            mean = torch.where(by_eps, (x - sigma * first) / alpha, first)
+            eps = torch.where(by_eps, first, (x - alpha * first) / sigma)
+            scale: Coefficient = torch.where(by_eps, sigma / alpha, 1.0)
+        elif by_eps:
+            mean, eps, scale = (x - sigma * first) / alpha, first, sigma / alpha
         else:
             mean, eps, scale = first, (x - alpha * first) / sigma, 1.0
         if not variance:
