@@ -64,23 +64,39 @@ class Posterior:
     @property
     def mean(self) -> Tensor:
         """E[x_0 | x_t], (batch, *shape)."""
-        if self._mean is None:
-            if self._eps is not None:
-                self._mean = _linear(1.0 / self.alpha, self.x_t, -self.sigma / self.alpha, self._eps)
-            else:
-                norm = self.alpha**2 + self.sigma**2
-                self._mean = _linear(self.alpha / norm, self.x_t, -self.sigma / norm, self._v)
-        return self._mean
+        return self._mean if self._mean is not None else self.mean_in(None)
 
     @property
     def eps(self) -> Tensor:
         """E[eps | x_t] = (x_t - alpha mean) / sigma."""
-        if self._eps is None:
-            if self._mean is not None:
-                self._eps = _linear(1.0 / self.sigma, self.x_t, -self.alpha / self.sigma, self._mean)
-            else:
-                norm = self.alpha**2 + self.sigma**2
-                self._eps = _linear(self.sigma / norm, self.x_t, self.alpha / norm, self._v)
+        return self._eps if self._eps is not None else self.eps_in(None)
+
+    @property
+    def knows_mean(self) -> bool:
+        """Is `mean` there already, without computing?"""
+        return self._mean is not None
+
+    @property
+    def knows_eps(self) -> bool:
+        """Is `eps` there already, without computing?"""
+        return self._eps is not None
+
+    def mean_in(self, buffer: Tensor | None) -> Tensor:
+        """`mean`, computed now, in `buffer` (of the shape of x_t; no gradients): for samplers that allocate nothing."""
+        if self._eps is not None:
+            self._mean = _linear(1.0 / self.alpha, self.x_t, -self.sigma / self.alpha, self._eps, buffer)
+        else:
+            norm = self.alpha**2 + self.sigma**2
+            self._mean = _linear(self.alpha / norm, self.x_t, -self.sigma / norm, self._v, buffer)
+        return self._mean
+
+    def eps_in(self, buffer: Tensor | None) -> Tensor:
+        """`eps`, computed now, in `buffer`; see :meth:`mean_in`."""
+        if self._mean is not None:
+            self._eps = _linear(1.0 / self.sigma, self.x_t, -self.alpha / self.sigma, self._mean, buffer)
+        else:
+            norm = self.alpha**2 + self.sigma**2
+            self._eps = _linear(self.sigma / norm, self.x_t, self.alpha / norm, self._v, buffer)
         return self._eps
 
     @property
@@ -104,17 +120,13 @@ class Posterior:
         return Posterior(self.x_t, self.alpha, self.sigma, mean=mean, eps=eps, var=self.var if var is None else var)
 
 
-def _linear(a: Coefficient, x: Tensor, b: Coefficient, y: Tensor | None) -> Tensor:
+def _linear(a: Coefficient, x: Tensor, b: Coefficient, y: Tensor | None, out: Tensor | None = None) -> Tensor:
     """a x + b y in two passes."""
     assert y is not None
-    out = torch.mul(x, a)
-    return (
-        torch.addcmul(out, y, b)
-        if isinstance(b, Tensor)
-        else out.add_(y, alpha=b)
-        if not out.requires_grad
-        else out + b * y
-    )
+    result = torch.mul(x, a, out=out)
+    if isinstance(b, Tensor):
+        return torch.addcmul(result, y, b, out=out)
+    return result + b * y if result.requires_grad else result.add_(y, alpha=b)
 
 
 class Denoiser(nn.Module):

@@ -43,6 +43,10 @@ class Levels:
     def __len__(self) -> int:
         return len(self.t)
 
+    def part(self, which: slice) -> Levels:
+        """Some of the levels."""
+        return Levels(self.t[which], self.alpha[which], self.sigma[which])
+
     @property
     def half_log_snr(self) -> np.ndarray:
         """log(alpha / sigma), DPM-Solver's lambda; +inf at the data."""

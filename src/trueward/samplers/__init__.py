@@ -5,6 +5,34 @@ evaluations, and `sampler.step` takes single steps for those who drive it themse
 """
 
 from trueward.samplers.ancestral import DDIM, Ancestral
+from trueward.samplers.dpm_multistep import DPMSolverMultistep, DPMSolverSDE
+from trueward.samplers.dpm_solver import DPMSolver
+from trueward.samplers.edm import EDMHeun
+from trueward.samplers.probability_flow import ProbabilityFlow
+from trueward.samplers.registry import register_sampler, sampler, sampler_names
 from trueward.samplers.sampler import Plan, Run, Sampler, Samples, Step, Table, Transition, combine
+from trueward.samplers.thresholding import DynamicThresholding, StaticThresholding, Thresholding
 
-__all__ = ["DDIM", "Ancestral", "Plan", "Run", "Sampler", "Samples", "Step", "Table", "Transition", "combine"]
+__all__ = [
+    "DDIM",
+    "Ancestral",
+    "DPMSolver",
+    "DPMSolverMultistep",
+    "DPMSolverSDE",
+    "DynamicThresholding",
+    "EDMHeun",
+    "Plan",
+    "ProbabilityFlow",
+    "Run",
+    "Sampler",
+    "Samples",
+    "StaticThresholding",
+    "Step",
+    "Table",
+    "Thresholding",
+    "Transition",
+    "combine",
+    "register_sampler",
+    "sampler",
+    "sampler_names",
+]
