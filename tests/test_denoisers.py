@@ -15,9 +15,9 @@ from trueward.denoisers import (
     Rescheduled,
     denoiser,
 )
-from trueward.schedules import VE, EDM, DiscreteSchedule, VPCosine, VPLinear
+from trueward.schedules import EDM, VE, DiscreteSchedule, FlowMatching, VPCosine, VPLinear
 
-SCHEDULES = [VPLinear(), VPCosine(), VE(), EDM(), DiscreteSchedule.linear()]
+SCHEDULES = [VPLinear(), VPCosine(), VE(), EDM(), DiscreteSchedule.linear(), FlowMatching()]
 VARIANCE, MEAN = 0.25, 0.4
 
 
@@ -44,10 +44,12 @@ class ExactNetwork(nn.Module):
         alpha, sigma = s.alpha(t)[:, None], s.sigma(t)[:, None]
         mean = exact_mean(x, alpha, sigma)
         eps = (x - alpha * mean) / sigma
-        return {"eps": eps, "x0": mean, "score": -eps / sigma, "v": alpha * eps - sigma * mean}[self.prediction]
+        return {"eps": eps, "x0": mean, "score": -eps / sigma, "v": alpha * eps - sigma * mean, "flow": eps - mean}[
+            self.prediction
+        ]
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "edm"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "flow", "edm"])
 @pytest.mark.parametrize("s", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_every_parametrisation_gives_the_same_posterior(s, prediction):
     network = ExactNetwork(s, prediction).double()

@@ -9,9 +9,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trueward.schedules import VE, EDM, DiscreteSchedule, Schedule, VPCosine, VPLinear, schedule, schedule_names
+from trueward.schedules import (
+    EDM,
+    VE,
+    DiscreteSchedule,
+    FlowMatching,
+    Schedule,
+    VPCosine,
+    VPLinear,
+    schedule,
+    schedule_names,
+)
 
-CONTINUOUS = [VPLinear(), VPLinear(beta_min=0.05, beta_max=12.0), VPCosine(), VE(), EDM(), EDM(0.01, 50.0)]
+CONTINUOUS = [
+    VPLinear(),
+    VPLinear(beta_min=0.05, beta_max=12.0),
+    VPCosine(),
+    VE(),
+    EDM(),
+    EDM(0.01, 50.0),
+    FlowMatching(),
+]
 DISCRETE = [
     DiscreteSchedule.linear(),
     DiscreteSchedule.cosine(),
@@ -202,3 +220,11 @@ def test_a_schedule_of_ones_own_is_checked_too():
 
     with pytest.raises(ValueError, match="must fall with t"):
         Rising()
+
+
+def test_flow_matching_interpolates_data_and_noise_linearly():
+    s = FlowMatching(label_scale=1000)
+    t = torch.tensor([0.01, 0.25, 0.9], dtype=torch.float64)
+    assert torch.allclose(s.alpha(t), 1 - t, rtol=1e-14)
+    assert torch.allclose(s.sigma(t), t, rtol=1e-14)
+    assert torch.allclose(s.label(t), 1000 * t, rtol=1e-14)

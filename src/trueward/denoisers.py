@@ -281,6 +281,27 @@ class ScoreDenoiser(NetworkDenoiser):
         return Posterior(x_t, alpha, sigma, eps=self.call_network(x_t, t, condition) * -sigma)
 
 
+class FlowDenoiser(NetworkDenoiser):
+    """The network predicts the velocity u = eps - x_0 of flow matching (Lipman et al. 2023; Liu et al. 2023).
+
+    On x_t = alpha x_0 + sigma eps that is (alpha + sigma) mean = x_t - sigma u and (alpha + sigma) eps = x_t + alpha u, or
+
+        v = ((alpha - sigma) x_t + (alpha^2 + sigma^2) u) / (alpha + sigma)
+
+    which keeps the digits of both at either end.
+    """
+
+    prediction = "flow"
+    citation: ClassVar[tuple[str, ...]] = ("lipman2023flow", "liu2023flow")
+
+    def forward(self, x_t: Tensor, t: Time, **condition: Any) -> Posterior:
+        alpha, sigma = self.schedule.coefficients(t, x_t)
+        total = alpha + sigma
+        u = self.call_network(x_t, t, condition)
+        v = _linear((alpha - sigma) / total, x_t, (alpha**2 + sigma**2) / total, u)
+        return Posterior(x_t, alpha, sigma, v=v)
+
+
 class EDMDenoiser(NetworkDenoiser):
     r"""The preconditioning of Karras et al. (2022, table 1) on any schedule.
 
@@ -434,7 +455,7 @@ class ClassifierGuidance(Guided):
 
 
 _PREDICTIONS: dict[str, type[NetworkDenoiser]] = {
-    cls.prediction: cls for cls in (EpsDenoiser, DataDenoiser, VDenoiser, ScoreDenoiser, EDMDenoiser)
+    cls.prediction: cls for cls in (EpsDenoiser, DataDenoiser, VDenoiser, ScoreDenoiser, FlowDenoiser, EDMDenoiser)
 }
 
 
@@ -444,7 +465,7 @@ def denoiser(network: nn.Module, schedule: Schedule, prediction: str = "eps", **
     Args:
         network: any module called as ``network(x, label, **condition)``.
         schedule: the forward process it was trained on.
-        prediction: what it predicts: eps, x0, v, score or edm (preconditioned).
+        prediction: what it predicts: eps, x0, v, score, flow (the velocity eps - x_0) or edm (preconditioned).
         **options: see :class:`NetworkDenoiser` and, for edm, :class:`EDMDenoiser`.
     """
     return look_up("prediction", prediction, _PREDICTIONS)(network, schedule, **options)
