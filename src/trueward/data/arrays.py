@@ -72,7 +72,7 @@ def load_numpy(path: Path, split: str, x_key: str | None, labels_key: str | None
     try:
         stored = np.load(path, allow_pickle=False)
         if isinstance(stored, np.ndarray):
-            _one_split(path, split)
+            one_split(path, split)
             return stored, None
         with stored:
             keys = list(stored.files)
@@ -88,7 +88,8 @@ def load_numpy(path: Path, split: str, x_key: str | None, labels_key: str | None
     return np.concatenate([x for x, _ in parts]), labels
 
 
-def _one_split(path: Path | str, split: str) -> None:
+def one_split(path: Path | str, split: str) -> None:
+    """Refuses the test split of data that come in one piece."""
     if split == "test":
         raise ValueError(
             f"{path} has no test split; load it with split='all' and hold a part out with Dataset.split(fraction)."
@@ -106,9 +107,9 @@ def _pairs(
     if "x_train" in keys:
         wanted = ["train", "test"] if split == "all" else [split]
         if split == "test" and "x_test" not in keys:
-            _one_split(path, split)
+            one_split(path, split)
         return [(f"x_{part}", f"y_{part}" if f"y_{part}" in keys else None) for part in wanted if f"x_{part}" in keys]
-    _one_split(path, split)
+    one_split(path, split)
     for x in ("x", "images", "data", "samples", "arr_0"):
         if x in keys:
             y = labels_key or next((y for y in ("y", "labels", "label") if y in keys), None)

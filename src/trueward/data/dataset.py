@@ -96,7 +96,7 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
                 raise ValueError(f"A mask must have shape ({len(self)},), got {tuple(picked.shape)}.")
             picked = picked.nonzero().flatten()
         picked = picked.to("cpu", torch.int64).flatten()
-        if picked.numel() and not (0 <= int(picked.min()) and int(picked.max()) < len(self)):
+        if picked.numel() and not (int(picked.min()) >= 0 and int(picked.max()) < len(self)):
             wrong = picked[(picked < 0) | (picked >= len(self))][0].item()
             raise ValueError(f"Indices must lie in 0 ... {len(self) - 1}, got {wrong}.")
         return picked
