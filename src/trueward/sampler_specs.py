@@ -12,14 +12,29 @@ configuration files all use it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trueward.denoisers import Denoiser
     from trueward.samplers import Sampler
 
+_CORRECTIONS: dict[str, Callable[[Denoiser], Denoiser]] = {}
 _OPTION = re.compile(r"^\s*[A-Za-z_][A-Za-z_0-9]*\s*=")
+
+
+def register_correction(name: str, correct: Callable[[Denoiser], Denoiser]) -> None:
+    """Makes a correction known as ``+name``: `correct` turns a model into the corrected one.
+
+    Raises:
+        ValueError: if the name is taken, or is not made of letters, digits and dashes.
+    """
+    if name in _CORRECTIONS:
+        raise ValueError(f"There is a correction {name!r} already; choose another name.")
+    if not re.fullmatch(r"[A-Za-z0-9-]+", name):
+        raise ValueError(f"A correction's name is made of letters, digits and dashes, got {name!r}.")
+    _CORRECTIONS[name] = correct
 
 
 def parse_value(text: str) -> Any:
@@ -121,11 +136,30 @@ class SamplerSpec:
                 raise ValueError(f"The option {key!r} is given twice: {self.options[key]!r} and {value!r}.")
         return SamplerSpec(self.name, {**self.options, **options}, self.corrections)
 
+    def corrected(self, denoiser: Denoiser) -> Denoiser:
+        """The model with the corrections the text names, in their order.
+
+        Raises:
+            ValueError: for a correction that is not known.
+        """
+        from trueward.naming import look_up
+
+        for name in self.corrections:
+            if not _CORRECTIONS:
+                raise ValueError(f"Unknown correction {name!r} in {str(self)!r}: no correction is registered.")
+            denoiser = look_up("correction", name, _CORRECTIONS)(denoiser)
+        return denoiser
+
     def build(self, steps: int | None = None, nfe: int | None = None) -> Sampler:
         """The sampler, by number of steps or by network evaluations (or neither: the default number of steps)."""
         from trueward.samplers.registry import sampler
 
-        return sampler(self.name, steps=steps, nfe=nfe, **self.options)
+        try:
+            return sampler(self.name, steps=steps, nfe=nfe, **self.options)
+        except TypeError as error:  # a text where a number belongs, say
+            raise ValueError(
+                f"An option of the sampler {str(self)!r} has a value of the wrong kind ({error})."
+            ) from None
 
 
 def parse_samplers(text: str, known: Iterable[str] | None = None) -> list[SamplerSpec]:
