@@ -43,9 +43,10 @@ class Posterior:
         alpha, sigma: floats, or tensors (batch, 1, ..., 1).
         var: covariance of x_0 given x_t where known: a float or a tensor that broadcasts against `mean` (isotropic or
             diagonal), in squared data units; else None.
+        native: "mean", "eps" or "v", the view it was made from, which has lost no digits.
     """
 
-    __slots__ = ("_eps", "_mean", "_v", "alpha", "sigma", "var", "x_t")
+    __slots__ = ("_eps", "_mean", "_v", "alpha", "native", "sigma", "var", "x_t")
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Posterior:
     ) -> None:
         self.x_t, self.alpha, self.sigma, self.var = x_t, alpha, sigma, var
         self._mean, self._eps, self._v = mean, eps, v
+        self.native = "mean" if mean is not None else "eps" if eps is not None else "v"
 
     @property
     def mean(self) -> Tensor:
