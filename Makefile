@@ -2,7 +2,7 @@
 # make test   lint, types and the whole test suite
 # make docs   the documentation, into site/
 # make bench  speed against other libraries, one table each
-# make figures  redraws the pictures of the documentation
+# make figures  redraws the pictures of the documentation and the table of methods
 #
 # The first of them creates .venv. Another interpreter: make PYTHON=python3.12 test. Options for pip, such as the index that
 # holds the CPU build of PyTorch: make PIP_OPTIONS="--extra-index-url ..." test.
@@ -17,6 +17,7 @@ STAMP := .venv/installed
 # one thread per process: the networks of demo and tests are too small to share among threads
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: help install demo test lint types docs figures bench clean
 
@@ -54,6 +55,7 @@ docs: $(STAMP)
 
 figures: $(STAMP)
 	$(BIN)/python docs/figures/draw.py
+	$(BIN)/python docs/methods_table.py
 
 bench: $(STAMP)
 	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done

@@ -157,8 +157,35 @@ def flow() -> None:
         axes[0].set_ylabel("x_t")
 
 
+def convergence() -> None:
+    """Largest error of several samplers against the exact flow of a two-peaked law, over network evaluations."""
+    truth, schedule = trueward.truth.bimodal(), trueward.VPLinear()
+    model = truth.denoiser(schedule)
+    x_T = torch.linspace(-2, 2, 9, dtype=torch.float64).view(-1, *truth.shape)
+    # every sampler is asked to end with the posterior mean at t_min, so that all aim at the same point
+    exact = model(truth.flow(x_T, schedule, schedule.t_max, schedule.t_min), schedule.t_min).mean
+    known = {
+        "ddim": ("ddim", {"grid": "log-snr"}),
+        "edm": ("edm", {}),
+        "dpm-solver++": ("dpm-solver++", {"denoise_to_zero": True}),
+        "dpm-solver++3m": ("dpm-solver++3m", {"denoise_to_zero": True}),
+    }
+    with picture("convergence.svg", 6.5, 3.6) as figure:
+        axis = figure.subplots()
+        for label, (name, options) in known.items():
+            points = []
+            for budget in (6, 8, 10, 14, 20, 28, 40, 56, 80, 112, 160):
+                result = trueward.sampler(name, nfe=budget, **options).sample(model, x_T)
+                points.append((result.nfe, (result.x - exact).abs().max().item()))
+            axis.loglog(*zip(*points, strict=True), "o-", markersize=4, label=label)
+        axis.set(xlabel="network evaluations", ylabel="largest error", xticks=[6, 10, 20, 40, 80, 160])
+        axis.set_xticklabels(["6", "10", "20", "40", "80", "160"])
+        axis.minorticks_off()
+        axis.legend()
+
+
 def main() -> None:
-    for draw in (schedules, grids, posterior, flow):
+    for draw in (schedules, grids, posterior, flow, convergence):
         draw()
         print(f"drew {draw.__name__}: {draw.__doc__}")
 

@@ -21,6 +21,8 @@ from trueward.methods import method, methods
 from trueward.version import __version__
 
 if TYPE_CHECKING:
+    from trueward.data import Dataset as Dataset
+    from trueward.data import load_data as load_data
     from trueward.denoisers import ClassifierFreeGuidance as ClassifierFreeGuidance
     from trueward.denoisers import ClassifierGuidance as ClassifierGuidance
     from trueward.denoisers import DataDenoiser as DataDenoiser
@@ -31,11 +33,28 @@ if TYPE_CHECKING:
     from trueward.denoisers import ScoreDenoiser as ScoreDenoiser
     from trueward.denoisers import VDenoiser as VDenoiser
     from trueward.denoisers import denoiser as denoiser
+    from trueward.networks import UNet as UNet
+    from trueward.networks import network as network
+    from trueward.networks import register_network as register_network
     from trueward.noise import Noise as Noise
+    from trueward.objectives import Objective as Objective
+    from trueward.objectives import objective as objective
     from trueward.samplers import DDIM as DDIM
     from trueward.samplers import Ancestral as Ancestral
+    from trueward.samplers import DPMSolver as DPMSolver
+    from trueward.samplers import DPMSolverAdaptive as DPMSolverAdaptive
+    from trueward.samplers import DPMSolverFast as DPMSolverFast
+    from trueward.samplers import DPMSolverMultistep as DPMSolverMultistep
+    from trueward.samplers import DPMSolverSDE as DPMSolverSDE
+    from trueward.samplers import DPMSolverSinglestep as DPMSolverSinglestep
+    from trueward.samplers import EDMHeun as EDMHeun
+    from trueward.samplers import ProbabilityFlow as ProbabilityFlow
     from trueward.samplers import Sampler as Sampler
     from trueward.samplers import Samples as Samples
+    from trueward.samplers import Step as Step
+    from trueward.samplers import register_sampler as register_sampler
+    from trueward.samplers import sampler as sampler
+    from trueward.samplers import sampler_names as sampler_names
     from trueward.schedules import EDM as EDM
     from trueward.schedules import VE as VE
     from trueward.schedules import DiscreteSchedule as DiscreteSchedule
@@ -43,6 +62,7 @@ if TYPE_CHECKING:
     from trueward.schedules import VPCosine as VPCosine
     from trueward.schedules import VPLinear as VPLinear
     from trueward.schedules import schedule as schedule
+    from trueward.schedules import schedule_names as schedule_names
     from trueward.times import EvenNodes as EvenNodes
     from trueward.times import Karras as Karras
     from trueward.times import QuadraticTime as QuadraticTime
@@ -51,17 +71,34 @@ if TYPE_CHECKING:
     from trueward.times import UniformLogSNR as UniformLogSNR
     from trueward.times import UniformTime as UniformTime
     from trueward.times import time_grid as time_grid
+    from trueward.times import time_grid_names as time_grid_names
 
 _NAMES = {
-    "schedules": "Schedule VPLinear VPCosine VE EDM DiscreteSchedule schedule",
-    "denoisers": "Denoiser Posterior EpsDenoiser DataDenoiser VDenoiser ScoreDenoiser EDMDenoiser denoiser "
-    "ClassifierFreeGuidance ClassifierGuidance",
-    "times": "TimeGrid UniformLogSNR UniformTime QuadraticTime Karras EvenNodes Times time_grid",
+    "schedules": "Schedule VPLinear VPCosine VE EDM DiscreteSchedule schedule schedule_names",
+    "denoisers": "Denoiser Posterior EpsDenoiser DataDenoiser VDenoiser ScoreDenoiser EDMDenoiser denoiser ClassifierFreeGuidance ClassifierGuidance",
+    "times": "TimeGrid UniformLogSNR UniformTime QuadraticTime Karras EvenNodes Times time_grid time_grid_names",
     "noise": "Noise",
-    "samplers": "Sampler Samples Ancestral DDIM",
+    "samplers": "Sampler Samples Step Ancestral DDIM EDMHeun ProbabilityFlow DPMSolver DPMSolverMultistep DPMSolverSDE DPMSolverSinglestep DPMSolverFast DPMSolverAdaptive sampler sampler_names register_sampler",
+    "data": "Dataset load_data",
+    "networks": "UNet network register_network",
+    "objectives": "Objective objective",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
-_ROOMS = ("denoisers", "networks", "noise", "objectives", "reports", "samplers", "schedules", "times", "truth")
+_ROOMS = (
+    "critics",
+    "data",
+    "denoisers",
+    "integrations",
+    "metrics",
+    "networks",
+    "noise",
+    "objectives",
+    "refinement",
+    "samplers",
+    "schedules",
+    "times",
+    "truth",
+)
 
 __all__ = ["__version__", "citations", "method", "methods", *_HOME, *_ROOMS]
 
@@ -77,7 +114,7 @@ def __getattr__(name: str) -> Any:
 
     close = difflib.get_close_matches(name, __all__, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{hint}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{hint}", name=name)
 
 
 def __dir__() -> list[str]:
