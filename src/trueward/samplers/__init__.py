@@ -5,7 +5,9 @@ evaluations, and `sampler.step` takes single steps for those who drive it themse
 """
 
 from trueward.samplers.ancestral import DDIM, Ancestral
+from trueward.samplers.dpm_adaptive import DPMSolverAdaptive
 from trueward.samplers.dpm_multistep import DPMSolverMultistep, DPMSolverSDE
+from trueward.samplers.dpm_singlestep import DPMSolverFast, DPMSolverSinglestep
 from trueward.samplers.dpm_solver import DPMSolver
 from trueward.samplers.edm import EDMHeun
 from trueward.samplers.probability_flow import ProbabilityFlow
@@ -17,8 +19,11 @@ __all__ = [
     "DDIM",
     "Ancestral",
     "DPMSolver",
+    "DPMSolverAdaptive",
+    "DPMSolverFast",
     "DPMSolverMultistep",
     "DPMSolverSDE",
+    "DPMSolverSinglestep",
     "DynamicThresholding",
     "EDMHeun",
     "Plan",

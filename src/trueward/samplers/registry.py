@@ -8,7 +8,9 @@ from typing import Any
 
 from trueward.naming import check_name, look_up
 from trueward.samplers.ancestral import DDIM, Ancestral
+from trueward.samplers.dpm_adaptive import DPMSolverAdaptive
 from trueward.samplers.dpm_multistep import DPMSolverMultistep, DPMSolverSDE
+from trueward.samplers.dpm_singlestep import DPMSolverFast, DPMSolverSinglestep
 from trueward.samplers.edm import EDMHeun
 from trueward.samplers.probability_flow import ProbabilityFlow
 from trueward.samplers.sampler import Sampler
@@ -88,6 +90,13 @@ register_sampler("ddpm", Ancestral)
 register_sampler("ddim", DDIM)
 register_sampler("edm", EDMHeun)
 register_sampler("ode", ProbabilityFlow)
+register_sampler("dpm-solver", DPMSolverFast)
+register_sampler("dpm-solver-2", DPMSolverSinglestep, algorithm="noise", order=2)
+register_sampler("dpm-solver-3", DPMSolverSinglestep, algorithm="noise", order=3)
+register_sampler("dpm-solver-adaptive", DPMSolverAdaptive, algorithm="noise")
 register_sampler("dpm-solver++", DPMSolverMultistep)
+register_sampler("dpm-solver++2s", DPMSolverSinglestep)
+register_sampler("dpm-solver++3s", DPMSolverSinglestep, order=3)
 register_sampler("dpm-solver++3m", DPMSolverMultistep, order=3)
 register_sampler("dpm-solver++sde", DPMSolverSDE)
+register_sampler("dpm-solver++adaptive", DPMSolverAdaptive)
