@@ -23,7 +23,7 @@ import trueward
 
 HERE = Path(__file__).parent
 INK, GREY = "#2b2d42", "#8d99ae"
-COLOURS = ["#3a6ea5", "#d1495b", "#2a9d8f", "#e9a23b", "#7b5ea7"]
+COLOURS = ["#3a6ea5", "#d1495b", "#2a9d8f", "#e9a23b", "#7b5ea7", "#2b2d42"]
 STYLE = {
     "axes.edgecolor": GREY,
     "axes.grid": True,
@@ -169,19 +169,22 @@ def convergence() -> None:
         "edm": ("edm", {}),
         "dpm-solver++": ("dpm-solver++", {"denoise_to_zero": True}),
         "dpm-solver++3m": ("dpm-solver++3m", {"denoise_to_zero": True}),
+        "dpm-solver++3m:ms3=consistent": ("dpm-solver++3m", {"denoise_to_zero": True, "ms3": "consistent"}),
+        "dpm-solver (fast, order 3)": ("dpm-solver", {"denoise_to_zero": True}),
     }
-    with picture("convergence.svg", 6.5, 3.6) as figure:
+    with picture("convergence.svg", 7, 3.8) as figure:
         axis = figure.subplots()
         for label, (name, options) in known.items():
             points = []
             for budget in (6, 8, 10, 14, 20, 28, 40, 56, 80, 112, 160):
                 result = trueward.sampler(name, nfe=budget, **options).sample(model, x_T)
                 points.append((result.nfe, (result.x - exact).abs().max().item()))
-            axis.loglog(*zip(*points, strict=True), "o-", markersize=4, label=label)
+            style = "o--" if "consistent" in label else "o-"
+            axis.loglog(*zip(*points, strict=True), style, markersize=4, label=label)
         axis.set(xlabel="network evaluations", ylabel="largest error", xticks=[6, 10, 20, 40, 80, 160])
         axis.set_xticklabels(["6", "10", "20", "40", "80", "160"])
         axis.minorticks_off()
-        axis.legend()
+        axis.legend(loc="upper right", fontsize=8)
 
 
 def main() -> None:
