@@ -82,6 +82,9 @@ class EDMHeun(Sampler):
     def stochastic(self) -> bool:
         return self.churn > 0.0
 
+    def draws_noise(self, schedule: Schedule, level: int) -> bool:
+        return self.plan(schedule).churns[level]  # type: ignore[attr-defined]
+
     def cost(self, level: int) -> int:
         return 1 if level == self.steps - 1 else 2
 

@@ -260,6 +260,10 @@ class Sampler(ABC):
         """True if steps draw noise: the same x_T then leads to other samples for other seeds."""
         return False
 
+    def draws_noise(self, schedule: Schedule, level: int) -> bool:
+        """True if the step that leaves `level` draws noise."""
+        return self.stochastic
+
     def cost(self, level: int) -> int:
         """Network evaluations of the step that leaves `level`."""
         return 1

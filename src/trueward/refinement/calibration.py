@@ -1,0 +1,158 @@
+r"""The constants of diffusion rejection sampling, from one run of the base sampler.
+
+With l_i the critic's log ratio at level i of a warm-up sample and gamma a percentile in [0, 1],
+
+    log M'_i = max(0, quantile_gamma{ l_i })             the marginal test, i = 0 ... N
+    log M_i  = max(0, quantile_gamma{ l_i - l_parent })  the transition test, i = 1 ... N
+
+where the parent is the level tested before. The raw log ratios are kept, so gamma may be changed without a new run. A ratio
+of two densities has a supremum of at least one, hence the floor at 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from trueward.noise import Noise
+from trueward.refinement.chain import Chain
+
+
+@dataclass(frozen=True)
+class Constants:
+    """log M of the transition test and log M' of the marginal test, float64 (levels,); index = level reached."""
+
+    log_m_transition: Float64[Tensor, " levels"]
+    log_m_marginal: Float64[Tensor, " levels"]
+
+    def __post_init__(self) -> None:
+        a, b = self.log_m_transition, self.log_m_marginal
+        if a.shape != b.shape or a.ndim != 1 or bool(a.isnan().any() | b.isnan().any()):
+            raise ValueError(
+                f"Both families need one number per level and no NaN, got shapes {tuple(a.shape)} and {tuple(b.shape)}."
+            )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Log ratios of warm-up samples at every level.
+
+    Attributes:
+        log_ratios: (samples, levels) float64.
+        fingerprint: the chain they were measured on.
+    """
+
+    log_ratios: Float64[Tensor, "samples levels"]
+    fingerprint: str = ""
+
+    def constants(self, percentile: float = 0.75, *, floor: bool = True, parents: Tensor | None = None) -> Constants:
+        """The constants at a percentile.
+
+        Args:
+            percentile: gamma in [0, 1]; larger rejects more. The paper uses 0.75.
+            floor: keep log M >= 0.
+            parents: (levels,) int64, the level each one's ratio refers to; default the level before.
+        """
+        if not 0.0 <= percentile <= 1.0:
+            hint = (
+                f"; for the {percentile:g}th percentile give {percentile / 100:g}" if 1.0 < percentile <= 100.0 else ""
+            )
+            raise ValueError(f"percentile must lie in [0, 1], got {percentile}{hint}.")
+        logits = self.log_ratios
+        parents = torch.arange(logits.shape[1]) - 1 if parents is None else parents
+        steps = logits - logits[:, parents.clamp(min=0)]
+        low = 0.0 if floor else -math.inf
+        return Constants(
+            torch.quantile(steps, percentile, dim=0).clamp(min=low),
+            torch.quantile(logits, percentile, dim=0).clamp(min=low),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `path` (safetensors), at once or not at all."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        save_file(
+            {"log_ratios": self.log_ratios.contiguous()},
+            part,
+            metadata={"calibration": json.dumps({"fingerprint": self.fingerprint})},
+        )
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Reads what :meth:`save` wrote."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = json.loads((file.metadata() or {}).get("calibration", "null"))
+                if metadata is None:
+                    raise ValueError(f"{path} holds no calibration of rejection constants.")
+                return cls(file.get_tensor("log_ratios"), metadata["fingerprint"])
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read as a calibration: {error}") from error
+
+
+@torch.no_grad()
+def calibrate(
+    chain: Chain,
+    n: int = 1000,
+    *,
+    seed: int = 1,
+    batch_size: int = 100,
+    condition: Callable[[Noise], dict[str, Any]] | dict[str, Any] | None = None,
+    progress: bool = False,
+) -> Calibration:
+    """Runs the base sampler without rejection and records the log ratio at every level.
+
+    Args:
+        chain: sampler, model and critic.
+        n: number of warm-up samples.
+        seed: their seed; take another one than for the samples wanted.
+        condition: tensors with one entry per warm-up sample, or a function of the rows' :class:`Noise`.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if the critic answers NaN or infinity, with the level.
+    """
+    if n < 2:
+        raise ValueError(f"n must be at least 2 warm-up samples, got {n}.")
+    logits = torch.empty(n, chain.steps + 1, dtype=torch.float64)
+    starts: Any = range(0, n, batch_size)
+    if progress:
+        from tqdm.auto import tqdm
+
+        starts = tqdm(starts, desc="calibrating rejection", unit="batch", leave=False)
+    for first in starts:
+        rows = torch.arange(first, min(first + batch_size, n))
+        noise = Noise(seed, rows)
+        if callable(condition):
+            own = condition(noise)
+        else:
+            own = {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in (condition or {}).items()}
+        level = torch.zeros(len(rows), dtype=torch.int64)
+        x = chain.prior(noise, level)
+        for i in range(chain.steps + 1):
+            if i > 0:
+                x = chain.step(x, level + i - 1, noise, level + i, own)
+            logits[rows, i] = checked(chain.log_ratio(x, level + i, own), i)
+    return Calibration(logits, chain.fingerprint)
+
+
+def checked(logit: Tensor, level: int | Tensor) -> Tensor:
+    """The log ratios, if they are finite."""
+    if not bool(logit.isfinite().all()):
+        worst = level if isinstance(level, int) else int(level[~logit.isfinite()][0])
+        raise ValueError(f"The critic answered NaN or infinity at level {worst}.")
+    return logit
