@@ -1,0 +1,143 @@
+"""Measures many sets of samples against one reference whose features and statistics are computed once.
+
+The Frechet distance uses the whole reference. Metrics that look at neighbours or kernels take as many points of the
+reference as there are samples (at most `most`, evenly spread), because their values compare at equal sizes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trueward.data import Dataset
+from trueward.metrics.features import FeatureSpec, feature_extractor
+from trueward.metrics.frechet import FrechetStatistics, frechet_distance
+from trueward.metrics.manifolds import density_coverage, precision_recall
+from trueward.metrics.mmd import median_bandwidth, mmd
+from trueward.metrics.sliced import sliced_wasserstein
+from trueward.naming import look_up
+from trueward.reports.comparison import Quality
+
+QUALITIES = {
+    q.name: q
+    for q in (
+        Quality("frechet", "Fréchet distance", "lower"),
+        Quality("precision", "precision", "higher", (0.0, 1.0)),
+        Quality("recall", "recall", "higher", (0.0, 1.0)),
+        Quality("density", "density", "higher"),
+        Quality("coverage", "coverage", "higher", (0.0, 1.0)),
+        Quality("mmd", "squared MMD", "lower"),
+        Quality("sliced-wasserstein", "sliced Wasserstein distance", "lower"),
+    )
+}
+DEFAULT = ("frechet", "precision", "recall")
+
+
+class Judge:
+    """``judge(samples) -> {metric: value}`` for one reference.
+
+    Args:
+        reference: (m, *shape) tensor in data units, or a dataset.
+        metrics: names from :data:`QUALITIES`; the first decides who is best. Default: frechet, precision, recall.
+        features: see :func:`trueward.metrics.features.feature_extractor`; None or "pixels" for the values themselves.
+        data_range: of samples and reference; a dataset knows its own.
+        device: where features are computed; default: where the samples are.
+        most: points of the reference for metrics of neighbours and kernels.
+
+    Raises:
+        ValueError: unknown metric or features; fewer than two samples.
+    """
+
+    def __init__(
+        self,
+        reference: Tensor | Dataset,
+        metrics: Sequence[str] | None = None,
+        features: FeatureSpec = None,
+        data_range: tuple[float, float] | None = None,
+        device: torch.device | str | None = None,
+        most: int = 10000,
+    ) -> None:
+        names = DEFAULT if metrics is None else tuple(dict.fromkeys(metrics))
+        if not names:
+            raise ValueError("Name at least one metric.")
+        self.qualities = [look_up("metric", name, QUALITIES) for name in names]
+        self.data_range = reference.data_range if isinstance(reference, Dataset) else data_range
+        self.extractor = feature_extractor(None if features == "pixels" else features, device)
+        self.reference = self._features(reference)
+        self.statistics = FrechetStatistics(self.extractor.name).update(self.reference)
+        self.most = most
+        self._bandwidth: float | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics, the one that decides first."""
+        return [quality.name for quality in self.qualities]
+
+    def identity(self) -> dict[str, Any]:
+        """What the values depend on besides the samples, JSON-able."""
+        moments = [float(self.statistics.mean.sum()), float(self.statistics.scatter.trace())]
+        return {
+            "metrics": self.names,
+            "features": self.extractor.name,
+            "n": len(self.reference),
+            "moments": moments,
+            "most": self.most,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What a report says about the measurement."""
+        name = "values themselves" if self.extractor.function is None else self.extractor.name
+        if self.extractor.name in ("digits", "mnist"):
+            name = f"last hidden layer of the bundled {self.extractor.name} classifier"
+        return {"features": f"{name} ({self.reference.shape[1]} dimensions)"}
+
+    def _features(self, x: Tensor | Dataset) -> Tensor:
+        return self.extractor.extract(x, data_range=self.data_range).cpu()
+
+    def _points(self, n: int) -> Tensor:
+        """As many points of the reference as there are samples, evenly spread over it."""
+        count = min(n, len(self.reference), self.most)
+        return self.reference[torch.linspace(0, len(self.reference) - 1, count, dtype=torch.float64).long()]
+
+    def __call__(self, samples: Tensor) -> dict[str, float]:
+        """The value of every metric for samples (n, *shape) in data units."""
+        x = self._features(samples)
+        few = x[: self.most]
+        found: dict[str, float] = {}
+        for name in self.names:
+            if name not in found:
+                found |= _MEASURES[name](self, x, few)
+        return {name: found[name] for name in self.names}
+
+    def _frechet(self, x: Tensor, few: Tensor) -> dict[str, float]:
+        return {"frechet": frechet_distance(FrechetStatistics(self.extractor.name).update(x), self.statistics)}
+
+    def _precision_recall(self, x: Tensor, few: Tensor) -> dict[str, float]:
+        precision, recall = precision_recall(few, self._points(len(few)))
+        return {"precision": precision.value, "recall": recall.value}
+
+    def _density_coverage(self, x: Tensor, few: Tensor) -> dict[str, float]:
+        density, coverage = density_coverage(few, self._points(len(few)))
+        return {"density": density.value, "coverage": coverage.value}
+
+    def _mmd(self, x: Tensor, few: Tensor) -> dict[str, float]:
+        if self._bandwidth is None:  # from the reference alone, so that all samples are seen through one kernel
+            self._bandwidth = median_bandwidth(self.reference[::2], self.reference[1::2])
+        return {"mmd": mmd(few, self._points(len(few)), self._bandwidth).value}
+
+    def _sliced(self, x: Tensor, few: Tensor) -> dict[str, float]:
+        return {"sliced-wasserstein": sliced_wasserstein(few, self._points(len(few)))}
+
+
+_MEASURES: dict[str, Callable[[Judge, Tensor, Tensor], dict[str, float]]] = {
+    "frechet": Judge._frechet,
+    "precision": Judge._precision_recall,
+    "recall": Judge._precision_recall,
+    "density": Judge._density_coverage,
+    "coverage": Judge._density_coverage,
+    "mmd": Judge._mmd,
+    "sliced-wasserstein": Judge._sliced,
+}
