@@ -21,6 +21,9 @@ from trueward.methods import method, methods
 from trueward.version import __version__
 
 if TYPE_CHECKING:
+    from trueward.certification import Certificate as Certificate
+    from trueward.certification import certify as certify
+    from trueward.critics import Critic as Critic
     from trueward.data import Dataset as Dataset
     from trueward.data import load_data as load_data
     from trueward.denoisers import ClassifierFreeGuidance as ClassifierFreeGuidance
@@ -33,12 +36,21 @@ if TYPE_CHECKING:
     from trueward.denoisers import ScoreDenoiser as ScoreDenoiser
     from trueward.denoisers import VDenoiser as VDenoiser
     from trueward.denoisers import denoiser as denoiser
+    from trueward.integrations import from_pipeline as from_pipeline
+    from trueward.integrations import load_pipeline as load_pipeline
+    from trueward.loading import load as load
+    from trueward.loading import save_run as save_run
+    from trueward.loading import zoo_names as zoo_names
     from trueward.networks import UNet as UNet
     from trueward.networks import network as network
     from trueward.networks import register_network as register_network
     from trueward.noise import Noise as Noise
+    from trueward.objectives import DSM as DSM
     from trueward.objectives import Objective as Objective
-    from trueward.objectives import objective as objective
+    from trueward.refinement import DiffRS as DiffRS
+    from trueward.refinement import DiscriminatorGuidance as DiscriminatorGuidance
+    from trueward.reports import Comparison as Comparison
+    from trueward.reports import compare as compare
     from trueward.samplers import DDIM as DDIM
     from trueward.samplers import Ancestral as Ancestral
     from trueward.samplers import DPMSolver as DPMSolver
@@ -72,6 +84,11 @@ if TYPE_CHECKING:
     from trueward.times import UniformTime as UniformTime
     from trueward.times import time_grid as time_grid
     from trueward.times import time_grid_names as time_grid_names
+    from trueward.training import EMA as EMA
+    from trueward.training import Trainer as Trainer
+    from trueward.training import TrainingConfig as TrainingConfig
+    from trueward.training import recipe as recipe
+    from trueward.training import train as train
 
 _NAMES = {
     "schedules": "Schedule VPLinear VPCosine VE EDM DiscreteSchedule schedule schedule_names",
@@ -79,24 +96,35 @@ _NAMES = {
     "times": "TimeGrid UniformLogSNR UniformTime QuadraticTime Karras EvenNodes Times time_grid time_grid_names",
     "noise": "Noise",
     "samplers": "Sampler Samples Step Ancestral DDIM EDMHeun ProbabilityFlow DPMSolver DPMSolverMultistep DPMSolverSDE DPMSolverSinglestep DPMSolverFast DPMSolverAdaptive sampler sampler_names register_sampler",
+    "training": "Trainer TrainingConfig EMA train recipe",
+    "loading": "load save_run zoo_names",
     "data": "Dataset load_data",
+    "certification": "certify Certificate",
     "networks": "UNet network register_network",
-    "objectives": "Objective objective",
+    "objectives": "Objective DSM",
+    "reports": "compare Comparison",
+    "critics": "Critic",
+    "integrations": "from_pipeline load_pipeline",
+    "refinement": "DiscriminatorGuidance DiffRS",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _ROOMS = (
+    "certification",
     "critics",
     "data",
     "denoisers",
     "integrations",
+    "loading",
     "metrics",
     "networks",
     "noise",
     "objectives",
     "refinement",
+    "reports",
     "samplers",
     "schedules",
     "times",
+    "training",
     "truth",
 )
 
