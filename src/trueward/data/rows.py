@@ -59,14 +59,15 @@ class Quantised(Rows):
         self.levels = levels
         self.data_range = data_range
         self.shape = tuple(codes.shape[1:])
-        low, high = data_range
-        self.values = (low + (high - low) * torch.arange(256, dtype=torch.float64) / (levels - 1)).to(torch.float32)
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def read(self, indices: Tensor) -> Tensor:
-        return self.values[self.codes.index_select(0, indices).long()]
+        # with whole-numbered ends the only rounding is the division's, so every level has its nearest float32
+        low, high = self.data_range
+        top = (self.levels or 256) - 1
+        return self.codes.index_select(0, indices).to(torch.float32).mul_(high - low).add_(low * top).div_(top)
 
     def pick(self, indices: Tensor) -> Rows:
         return Quantised(self.codes.index_select(0, indices), self.levels or 256, self.data_range)
