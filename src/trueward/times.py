@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float64
 
 from trueward.naming import look_up
-from trueward.schedules import DiscreteSchedule, Schedule
+from trueward.schedules import DiscreteSchedule, Schedule, VariancePreserving
 
 Array = Float64[np.ndarray, "levels"]
 
@@ -132,12 +132,14 @@ class Karras(TimeGrid):
 class EvenNodes(TimeGrid):
     """Evenly spread nodes of a discrete table, rounded half to even (the even trajectory of Analytic-DPM).
 
-    On a continuous schedule it is :class:`UniformTime`.
+    On a continuous schedule it is :class:`UniformTime` if the process preserves variance (where such tables come from), else
+    :class:`UniformLogSNR` (time may be the noise level itself, which must not be divided evenly).
     """
 
     def place(self, schedule: Schedule, steps: int, start: float, end: float) -> np.ndarray:
         if not isinstance(schedule, DiscreteSchedule):
-            return np.linspace(start, end, steps + 1)
+            grid: TimeGrid = UniformTime() if isinstance(schedule, VariancePreserving) else UniformLogSNR()
+            return grid.place(schedule, steps, start, end)
         first, last = round(start * schedule.nodes), round(end * schedule.nodes)
         if steps > abs(first - last):
             raise ValueError(
