@@ -181,9 +181,7 @@ def line_chart(
     if floor is not None:
         y = y_axis(floor[0])
         parts.append(f'<path class="floor" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(
-            f'<text class="floor-label" x="{WIDTH - RIGHT}" y="{y - 5:.1f}" text-anchor="end">{escape(floor[1])}</text>'
-        )
+        parts.append(f'<text class="floor-label" x="{LEFT + 4}" y="{y - 5:.1f}">{escape(floor[1])}</text>')
     for s in series:
         parts.append(_curve(s, x_axis, y_axis))
     return "".join(parts) + "</svg>"

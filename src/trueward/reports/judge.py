@@ -18,22 +18,23 @@ from trueward.metrics.frechet import FrechetStatistics, frechet_distance
 from trueward.metrics.manifolds import density_coverage, precision_recall
 from trueward.metrics.mmd import median_bandwidth, mmd
 from trueward.metrics.sliced import sliced_wasserstein
+from trueward.metrics.two_sample import c2st
 from trueward.naming import look_up
 from trueward.reports.comparison import Quality
 
-QUALITIES = {
-    q.name: q
-    for q in (
-        Quality("frechet", "Fréchet distance", "lower"),
-        Quality("precision", "precision", "higher", (0.0, 1.0)),
-        Quality("recall", "recall", "higher", (0.0, 1.0)),
-        Quality("density", "density", "higher"),
-        Quality("coverage", "coverage", "higher", (0.0, 1.0)),
-        Quality("mmd", "squared MMD", "lower"),
-        Quality("sliced-wasserstein", "sliced Wasserstein distance", "lower"),
-    )
+_SHARE = (0.0, 1.0)
+QUALITIES: dict[str, tuple[Quality, ...]] = {
+    "frechet": (Quality("frechet", "Fréchet distance", "lower"),),
+    "precision_recall": (
+        Quality("precision", "precision", "higher", _SHARE),
+        Quality("recall", "recall", "higher", _SHARE),
+    ),
+    "density_coverage": (Quality("density", "density", "higher"), Quality("coverage", "coverage", "higher", _SHARE)),
+    "mmd": (Quality("mmd", "squared MMD", "lower"),),
+    "sliced_wasserstein": (Quality("sliced_wasserstein", "sliced Wasserstein distance", "lower"),),
+    "c2st": (Quality("c2st", "classifier two-sample accuracy", "lower", _SHARE),),
 }
-DEFAULT = ("frechet", "precision", "recall")
+DEFAULT = ("frechet", "precision_recall")
 
 
 class Judge:
@@ -41,7 +42,8 @@ class Judge:
 
     Args:
         reference: (m, *shape) tensor in data units, or a dataset.
-        metrics: names from :data:`QUALITIES`; the first decides who is best. Default: frechet, precision, recall.
+        metrics: frechet, precision_recall, density_coverage, mmd, sliced_wasserstein, c2st; the first decides who is best.
+            Default: frechet, precision_recall.
         features: see :func:`trueward.metrics.features.feature_extractor`; None or "pixels" for the values themselves.
         data_range: of samples and reference; a dataset knows its own.
         device: where features are computed; default: where the samples are.
@@ -60,10 +62,10 @@ class Judge:
         device: torch.device | str | None = None,
         most: int = 10000,
     ) -> None:
-        names = DEFAULT if metrics is None else tuple(dict.fromkeys(metrics))
-        if not names:
+        self.metrics = DEFAULT if metrics is None else tuple(dict.fromkeys(metrics))
+        if not self.metrics:
             raise ValueError("Name at least one metric.")
-        self.qualities = [look_up("metric", name, QUALITIES) for name in names]
+        self.qualities = [quality for name in self.metrics for quality in look_up("metric", name, QUALITIES)]
         self.data_range = reference.data_range if isinstance(reference, Dataset) else data_range
         self.extractor = feature_extractor(None if features == "pixels" else features, device)
         self.reference = self._features(reference)
@@ -71,16 +73,11 @@ class Judge:
         self.most = most
         self._bandwidth: float | None = None
 
-    @property
-    def names(self) -> list[str]:
-        """The metrics, the one that decides first."""
-        return [quality.name for quality in self.qualities]
-
     def identity(self) -> dict[str, Any]:
         """What the values depend on besides the samples, JSON-able."""
         moments = [float(self.statistics.mean.sum()), float(self.statistics.scatter.trace())]
         return {
-            "metrics": self.names,
+            "metrics": list(self.metrics),
             "features": self.extractor.name,
             "n": len(self.reference),
             "moments": moments,
@@ -107,10 +104,9 @@ class Judge:
         x = self._features(samples)
         few = x[: self.most]
         found: dict[str, float] = {}
-        for name in self.names:
-            if name not in found:
-                found |= _MEASURES[name](self, x, few)
-        return {name: found[name] for name in self.names}
+        for name in self.metrics:
+            found |= _MEASURES[name](self, x, few)
+        return found
 
     def _frechet(self, x: Tensor, few: Tensor) -> dict[str, float]:
         return {"frechet": frechet_distance(FrechetStatistics(self.extractor.name).update(x), self.statistics)}
@@ -129,15 +125,17 @@ class Judge:
         return {"mmd": mmd(few, self._points(len(few)), self._bandwidth).value}
 
     def _sliced(self, x: Tensor, few: Tensor) -> dict[str, float]:
-        return {"sliced-wasserstein": sliced_wasserstein(few, self._points(len(few)))}
+        return {"sliced_wasserstein": sliced_wasserstein(few, self._points(len(few)))}
+
+    def _c2st(self, x: Tensor, few: Tensor) -> dict[str, float]:
+        return {"c2st": c2st(few, self._points(len(few))).value}
 
 
 _MEASURES: dict[str, Callable[[Judge, Tensor, Tensor], dict[str, float]]] = {
     "frechet": Judge._frechet,
-    "precision": Judge._precision_recall,
-    "recall": Judge._precision_recall,
-    "density": Judge._density_coverage,
-    "coverage": Judge._density_coverage,
+    "precision_recall": Judge._precision_recall,
+    "density_coverage": Judge._density_coverage,
     "mmd": Judge._mmd,
-    "sliced-wasserstein": Judge._sliced,
+    "sliced_wasserstein": Judge._sliced,
+    "c2st": Judge._c2st,
 }
