@@ -136,7 +136,7 @@ class UNet(nn.Module):
         multipliers, attention = [int(m) for m in multipliers], [int(a) for a in attention]
         depth = len(multipliers)
         counts = [blocks] * depth if isinstance(blocks, int) else [int(b) for b in blocks]
-        for name, value in dict(channels=channels, width=width, height=height, breadth=breadth).items():
+        for name, value in {"channels": channels, "width": width, "height": height, "breadth": breadth}.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"UNet needs {name} to be a whole number >= 1, got {value!r}.")
         if depth < 1 or min(multipliers) < 1:
