@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from trueward.data import Dataset
-from trueward.metrics.estimate import Estimate, interval
+from trueward.metrics.estimate import Estimate
 from trueward.metrics.features import FeatureSpec, Samples, class_accuracy, feature_extractor, feature_pair
 from trueward.metrics.frechet import frechet_distance, frechet_infinity, frechet_with_error
 from trueward.metrics.manifolds import density_coverage, precision_recall
 from trueward.metrics.mmd import mmd
-from trueward.metrics.sliced import sliced_wasserstein
+from trueward.metrics.sliced import sliced_wasserstein, sliced_with_error
 from trueward.metrics.two_sample import c2st
 from trueward.naming import check_name
 
@@ -35,8 +35,7 @@ def _frechet(x: Tensor, y: Tensor, groups: int = _GROUPS, seed: int = 0) -> Esti
 def _sliced(x: Tensor, y: Tensor, projections: int = 256, p: float = 2.0, seed: int = 0) -> Estimate:
     if min(len(x), len(y)) < 2 * _GROUPS:
         return Estimate(sliced_wasserstein(x, y, projections, p=p, seed=seed))
-    found = interval(sliced_wasserstein, x, y, groups=_GROUPS, projections=projections, p=p, seed=seed)
-    return Estimate(found.value, found.standard_error)
+    return sliced_with_error(x, y, projections, p=p, groups=_GROUPS, seed=seed)
 
 
 _COMPUTE: dict[str, Callable[..., Any]] = {
