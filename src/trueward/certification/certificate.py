@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 PASS, FAIL, SKIPPED = "pass", "FAIL", "not applicable"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)
@@ -154,8 +163,9 @@ class Certificate:
         return Group(*parts)
 
     def to_json(self) -> str:
-        """Everything, as JSON."""
-        return json.dumps({**asdict(self), "verdict": self.verdict, "passed": self.passed}, indent=2, default=str)
+        """Everything, as JSON; numbers that are not finite become null."""
+        everything = {**asdict(self), "verdict": self.verdict, "passed": self.passed}
+        return json.dumps(_finite(everything), indent=2, default=str, allow_nan=False)
 
     def save(self, path: str | Path) -> Path:
         """Writes :meth:`to_json` to a file, which appears whole or not at all."""

@@ -152,14 +152,21 @@ def fitted_order(nfe: Sequence[int], errors: Sequence[float]) -> float | None:
     n, e = _usable(nfe, errors)
     if len(n) < 3 or n[-3] < 1:
         return None
+    if not n[-3] < n[-2] < n[-1]:
+        return 0.0  # more steps were asked for, but no more evaluations spent
     return -float(np.polyfit(np.log(n[-3:]), np.log(e[-3:]), 1)[0])
 
 
 def _settled(nfe: Sequence[int], errors: Sequence[float], claims: float | None) -> bool:
-    order = fitted_order(nfe, errors)
+    """Is the claimed order seen (any, if none is claimed), with the last two slopes in agreement?"""
     if errors[-1] < _FLOOR:
         return True
-    return order is not None and order >= (0.8 if claims is None else claims - _SHORTFALL)
+    order, slopes = fitted_order(nfe, errors), _slopes(nfe, errors)
+    return order is not None and _enough(order, claims) and abs(slopes[-1] - slopes[-2]) < 0.3
+
+
+def _enough(order: float, claims: float | None) -> bool:
+    return order >= (0.8 if claims is None else claims - _SHORTFALL)
 
 
 def _judge(
@@ -170,9 +177,10 @@ def _judge(
     order, usable = fitted_order(nfe, errors), _usable(nfe, errors)[1]
     if order is None:
         return PASS, f"exact to {errors[-1]:.0e} at {nfe[-1]} evaluations: no slope left to measure", None
-    slopes = _slopes(nfe, errors)
-    wanted = "" if claims is None else f" (claims {claims:g})"
-    enough = order >= (0.8 if claims is None else claims - _SHORTFALL)
+    slopes, wanted = _slopes(nfe, errors), "" if claims is None else f" (claims {claims:g})"
+    # the fit may still hold a steep slope from before the asymptotic range: the last one must not contradict it
+    last = slopes[len(usable) - 2]
+    enough = _enough(order, claims) and _enough(last + _SHORTFALL, claims)
     if coarse is not None and coarse > _LARGEST_STEP * (2.0 if enough else 1.0):
         return (
             SKIPPED,

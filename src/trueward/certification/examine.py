@@ -32,7 +32,8 @@ THOROUGH_SCHEDULES: dict[str, Schedule] = {**SCHEDULES, "ve": VE(), "ddpm-cosine
 _BUDGETS = (5, 10, 20, 50)
 _STEPS = (20, 40, 80, 160)
 _LAW_STEPS = (5, 10, 20, 40, 80)
-_TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8)
+_TOLERANCES = (1e-2, 1e-4, 1e-6)
+_THOROUGH_TOLERANCES = (*_TOLERANCES, 1e-8, 1e-10)
 
 
 def certify(
@@ -98,7 +99,8 @@ def certify(
 
     plans = [(s, g) for s in schedules for g in _grids(what, s == next(iter(schedules)), grids, thorough, noisy)]
     if what.adaptive:
-        cells = [adaptive_convergence(what, s, schedules[s], _TOLERANCES) for s in schedules]
+        tolerances = _THOROUGH_TOLERANCES if thorough else _TOLERANCES
+        cells = [adaptive_convergence(what, s, schedules[s], tolerances) for s in schedules]
     elif noisy:
         cells = [law_convergence(what, s, schedules[s], g, _LAW_STEPS, what.claims) for s, g in plans]
     else:

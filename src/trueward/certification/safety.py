@@ -22,7 +22,7 @@ from trueward.schedules import Schedule
 from trueward.truth import GaussianMixture
 
 _STEPS = (1, 2, 3, 4, 5, 10)
-_SHAPE = (1, 2, 2)
+_SHAPE = (4,)
 # Samples of data of scale one beyond this have exploded.
 _EXPLODED = 1e6
 _THOROUGH_BOUND = 20_000
@@ -30,7 +30,7 @@ _THOROUGH_BOUND = 20_000
 # Two point masses, where posteriors are sharpest, beside a broad Gaussian: four numbers to a sample.
 _TRUTH = GaussianMixture(
     [0.3, 0.3, 0.4],
-    torch.tensor([[0.9, -0.5, 0.1, 0.4], [-0.9, 0.3, 0.2, -0.6], [0.0, 0.1, -0.1, 0.0]]).view(3, *_SHAPE),
+    [[0.9, -0.5, 0.1, 0.4], [-0.9, 0.3, 0.2, -0.6], [0.0, 0.1, -0.1, 0.0]],
     [0.0, 0.0, 0.25],
 )
 
@@ -73,6 +73,7 @@ def nan_safety(
     bad: dict[tuple[str, str], list[str]] = {}
     miscounts: list[str] = []
     runs = refused = promised = 0
+    last_refusal = ""
     models = {name: Counting(_TRUTH.denoiser(schedule, covariance="diagonal")) for name, schedule in schedules.items()}
     for model in models.values():
         model.data_range = (-1.5, 1.5)
@@ -92,7 +93,7 @@ def nan_safety(
                 claim = subject.nfe(schedule, n, setting)
         except ValueError as error:
             if not subject.is_breakdown(error):
-                refused += 1
+                refused, last_refusal = refused + 1, str(error)
                 continue
             wrong = "NaN or infinite samples"
         except Exception as error:
@@ -105,6 +106,11 @@ def nan_safety(
                     miscounts.append(f"{said} {count}, made {model.calls} ({name}, {setting}, {n} steps)")
         if wrong:
             bad.setdefault((wrong, str(setting)), []).append(f"{name}, {n} steps, {str(dtype).removeprefix('torch.')}")
+    if refused == runs:
+        nothing = (
+            f"all {runs} combinations of schedule, grid, options, steps and dtype are refused, last: {last_refusal}"
+        )
+        return Finding("NaN-safety", FAIL, nothing), Finding("network evaluations", FAIL, "nothing could be counted")
     return _about_nan(bad, runs, refused), _about_nfe(miscounts, promised, runs - refused, subject, models, schedules)
 
 

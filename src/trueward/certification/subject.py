@@ -130,9 +130,21 @@ class SamplerSubject(Subject):
     def __init__(self, base: Sampler, name: str | None = None, claims: float | None = None) -> None:
         self.base = base
         self.name = name or base.name
-        order = getattr(base, "convergence_order", None) or getattr(base, "order", None)
-        self.claims = claims if claims is not None else order
+        self.claims = claims if claims is not None else self._order(base)
         self._made: dict[tuple[int, Setting], Sampler] = {}
+
+    @staticmethod
+    def _order(base: Sampler) -> float | None:
+        """The order the sampler says it has; the lowest, where it depends on the number of steps (its remainder by 3, say)."""
+        orders = []
+        for steps in (base.steps, *range(20, 26)):
+            try:
+                made = dataclasses.replace(base, steps=steps)
+            except ValueError:  # another number of steps than this base allows, e.g. of explicitly given times
+                continue
+            orders.append(getattr(made, "convergence_order", None) or getattr(made, "order", None))
+        known = [order for order in orders if order is not None]
+        return min(known) if known else None
 
     def sampler(self, steps: int, setting: Setting) -> Sampler:
         """The one instance of these options; all runs share it, as users' threads would."""
