@@ -37,7 +37,7 @@ def test_rows_are_means_with_the_standard_deviation_between_seeds() -> None:
     row = next(r for r in comparison().rows if (r.sampler, r.budget) == ("ddim", 5))
     assert row.metrics["frechet"] == pytest.approx(2.5 / 5)
     assert row.spread["frechet"] == pytest.approx(0.5 / 5)
-    assert row.seconds == pytest.approx(0.05)
+    assert row.seconds == pytest.approx(0.05), "the fastest seed"
     assert row.seeds == 3
 
 

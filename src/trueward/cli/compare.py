@@ -160,18 +160,20 @@ def _print(result: Comparison) -> None:
     from rich.table import Table
 
     from trueward.reports.charts import number
+    from trueward.reports.comparison import value_and_spread
 
-    titles = [q.title for q in result.qualities]
-    table = Table("sampler", box=None, header_style="bold", pad_edge=False)
-    for title in ("evaluations", *titles, "ms per sample"):
-        table.add_column(title, justify="right")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("sampler", overflow="fold")
+    for title in ("evaluations", *(q.title for q in result.qualities), "ms per sample"):
+        table.add_column(title, justify="right", min_width=6)
     for budget in result.budgets:
         best = result.best(budget)
         for row in (r for r in result.rows if r.budget == budget):
             style = "bold green" if best is not None and row.sampler == best.sampler else ""
             made = f"{row.nfe:g}" if row.nfe == budget else f"{row.nfe:g} of {budget}"
-            values = [f"{number(row.metrics[q.name])} ± {number(row.spread[q.name])}" for q in result.qualities]
-            table.add_row(row.sampler, made, *values, number(1000 * row.seconds), style=style)
+            values = [value_and_spread(row, q.name) for q in result.qualities]
+            shown = [text if spread is None else f"{text}\u00a0±\u00a0{spread}" for text, spread in values]
+            table.add_row(row.sampler, made.replace(" ", "\u00a0"), *shown, number(1000 * row.seconds), style=style)
         table.add_section()
     Console().print(table)
 

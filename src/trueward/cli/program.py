@@ -59,13 +59,29 @@ def _click_exception() -> type[Exception]:
     return next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
-def one_sentence(error: BaseException) -> str:
-    """An error as one line: its own words; for the operating system's errors the reason and the file."""
+def one_sentence(error: BaseException, words: Sequence[str] = ()) -> str:
+    """An error as one line: its own words; for the operating system's errors the reason and the file.
+
+    `words` is the command line, from which the value is taken that the parser could not read.
+    """
     if isinstance(error, OSError) and error.strerror:
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return f"{error.strerror}: {files}." if files else f"{error.strerror}."
-    text = getattr(error, "format_message", lambda: str(error))()
-    return " ".join(str(text).split()) or type(error).__name__
+    text = " ".join(str(getattr(error, "format_message", lambda: str(error))()).split())
+    given = _given(error, words)
+    if given is not None and given not in text:
+        text = f"{text.rstrip('.')}, got {given!r}"
+    return (text if text.endswith((".", "?", "!")) else text + ".") if text else f"{type(error).__name__}."
+
+
+def _given(error: BaseException, words: Sequence[str]) -> str | None:
+    """What was typed for the option that an error of the parser is about."""
+    options = getattr(getattr(error, "param", None), "opts", ())
+    for word, following in zip(words, [*words[1:], None]):
+        name, equals, value = word.partition("=")
+        if name in options:
+            return value if equals else following
+    return None
 
 
 def _leave(message: str, code: int) -> NoReturn:
@@ -76,7 +92,7 @@ def _leave(message: str, code: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _speaking_plainly() -> Iterator[None]:
+def _speaking_plainly(words: Sequence[str]) -> Iterator[None]:
     """Turns bad input into one sentence with code 2, and Ctrl-C into a hint how to continue with code 130."""
     try:
         yield
@@ -84,7 +100,7 @@ def _speaking_plainly() -> Iterator[None]:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        _leave(f"Error: {one_sentence(error)}", BAD_INPUT)
+        _leave(f"Error: {one_sentence(error, words)}", BAD_INPUT)
     except Interrupted as stop:
         _leave(f"\nStopped. {stop}", INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
@@ -101,6 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in words or bool(os.environ.get("TRUEWARD_DEBUG"))
     words = [word for word in words if word != "--debug"]
     command = typer.main.get_command(app)
-    with contextlib.nullcontext() if debug else _speaking_plainly():
+    with contextlib.nullcontext() if debug else _speaking_plainly(words):
         code = command.main(args=words, prog_name="trueward", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

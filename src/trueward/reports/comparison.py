@@ -65,7 +65,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler at one budget: means over seeds and standard deviations between them."""
+    """One sampler at one budget: means over seeds and standard deviations between them.
+
+    `seconds` (per sample) is that of the fastest seed: other load on the machine can only add to it.
+    """
 
     sampler: str
     budget: int
@@ -74,6 +77,17 @@ class Row:
     seconds: float
     metrics: Mapping[str, float]
     spread: Mapping[str, float]
+
+
+def value_and_spread(row: Row, metric: str) -> tuple[str, str | None]:
+    """A value of a row and its spread between seeds (None for one seed) as text, to the same decimals."""
+    from trueward.reports.charts import number
+
+    value, spread = row.metrics.get(metric, math.nan), row.spread.get(metric, math.nan)
+    text = number(value)
+    if row.seeds < 2 or not math.isfinite(spread):
+        return text, None
+    return text, number(spread) if "e" in text else f"{spread:.{len(text.partition('.')[2])}f}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,5 +197,5 @@ def _summary(sampler: str, budget: int, cells: Sequence[Cell]) -> Row:
         finite = all(math.isfinite(v) for v in values)
         metrics[name] = statistics.fmean(values) if finite else math.nan
         spread[name] = (statistics.stdev(values) if len(values) > 1 else 0.0) if finite else math.nan
-    mean = statistics.fmean
-    return Row(sampler, budget, mean(c.nfe for c in cells), len(cells), mean(c.seconds for c in cells), metrics, spread)
+    nfe = statistics.fmean(c.nfe for c in cells)
+    return Row(sampler, budget, nfe, len(cells), min(c.seconds for c in cells), metrics, spread)

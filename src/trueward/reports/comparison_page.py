@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trueward.reports.charts import Series, legend_mark, line_chart, number
-from trueward.reports.comparison import Comparison, Quality, Row
+from trueward.reports.comparison import Comparison, Quality, Row, value_and_spread
 from trueward.reports.page import facts, whole_page
 from trueward.reports.pictures import data_uri, scatter, tiles
 
@@ -66,13 +66,9 @@ def told_apart(a: Row, b: Row, quality: str) -> bool:
 
 
 def _with_spread(row: Row, quality: str) -> str:
-    """A value and the spread between seeds, to the same decimals."""
-    value, spread = row.metrics.get(quality, math.nan), row.spread.get(quality, math.nan)
-    text = number(value)
-    if row.seeds < 2 or not math.isfinite(spread):
-        return text
-    decimals = len(text.partition(".")[2]) if "e" not in text else None
-    return f"{text} <small>± {number(spread) if decimals is None else f'{spread:.{decimals}f}'}</small>"
+    """A value and the spread between seeds, as HTML."""
+    text, spread = value_and_spread(row, quality)
+    return text if spread is None else f"{text} <small>± {spread}</small>"
 
 
 def _legend(c: Comparison) -> str:
@@ -161,15 +157,21 @@ def _curves(c: Comparison) -> str:
     cards = []
     for quality in c.qualities:
         floor = (c.floor[quality.name], "held-out data") if quality.name in c.floor else None
-        # precision may exceed what held-out data reach by dropping rare data, so its scale is left to the values
         chart = line_chart(
-            _series(c, quality.name), "network evaluations", quality.title, x_ticks=c.budgets, floor=floor
+            _series(c, quality.name),
+            "network evaluations",
+            quality.title,
+            x_ticks=c.budgets,
+            floor=floor,
+            log_y=None if quality.better == "lower" else False,
         )
         cards.append(
             f'<div class="card"><h3>{escape(quality.title)} <span class="note">{quality.better} is better</span></h3>{chart}</div>'
         )
     chart = line_chart(_series(c, None), "network evaluations", "milliseconds per sample", x_ticks=c.budgets)
-    cards.append(f'<div class="card"><h3>Wall time per sample <span class="note">milliseconds</span></h3>{chart}</div>')
+    cards.append(
+        f'<div class="card"><h3>Wall time per sample <span class="note">milliseconds, fastest seed</span></h3>{chart}</div>'
+    )
     seeds = len({cell.seed for cell in c.cells})
     bars = f" Bars: standard deviation over {seeds} seeds." if seeds > 1 else " One seed, so no error bars."
     return (
