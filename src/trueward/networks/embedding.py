@@ -55,7 +55,9 @@ class LabelEmbedding(nn.Module):
         e = self.output(nn.functional.silu(self.hidden(e)))
         if self.classes is not None:
             if class_labels is None:
-                class_labels = torch.full(label.shape, self.classes.num_embeddings - 1, dtype=torch.int64, device=label.device)
+                class_labels = torch.full(
+                    label.shape, self.classes.num_embeddings - 1, dtype=torch.int64, device=label.device
+                )
             e = e + self.classes(class_labels)
         elif class_labels is not None:
             raise ValueError("class_labels were given to a network that was made with num_classes=None.")

@@ -76,15 +76,20 @@ class SelfAttention(nn.Module):
 
 
 class Output(nn.Module):
-    """Features to the answer: convolution(silu(norm features)), zero at the start."""
+    """Features to the answer: convolution(silu(norm features)), zero at the start; each position answers for its patch.
 
-    def __init__(self, features: int, channels: int) -> None:
+    A second head on the same features (a learned covariance, a critic) is another one of these.
+    """
+
+    def __init__(self, features: int, channels: int, patch: int = 1) -> None:
         super().__init__()
         self.norm = NormSiLU(features)
-        self.conv = _zero(nn.Conv2d(features, channels, 3, padding=1))
+        self.conv = _zero(nn.Conv2d(features, channels * patch**2, 3, padding=1))
+        self.patch = patch
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.conv(self.norm(features))
+        answer = self.conv(self.norm(features))
+        return answer if self.patch == 1 else F.pixel_shuffle(answer, self.patch)
 
 
 @register_network
@@ -106,6 +111,8 @@ class UNet(nn.Module):
         dropout: probability of dropping an activation inside the blocks.
         label_scale: size of the range of the time input, see :class:`LabelEmbedding`.
         head_width: channels of one attention head.
+        patch: side of the squares of pixels that become one position of the first level, its resolution being size/patch
+            (Hoogeboom et al. 2023): 2 makes a network of the same depth about twice as fast.
 
     Attributes:
         config: the arguments, JSON-able; :func:`trueward.networks.network` rebuilds the network from it.
@@ -115,7 +122,7 @@ class UNet(nn.Module):
         ValueError: on arguments out of range.
     """
 
-    citation: ClassVar[tuple[str, ...]] = ("dhariwal2021diffusion", "ho2020denoising")
+    citation: ClassVar[tuple[str, ...]] = ("dhariwal2021diffusion", "ho2020denoising", "hoogeboom2023simple")
 
     def __init__(
         self,
@@ -129,6 +136,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         label_scale: float = 1.0,
         head_width: int = 64,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         size = size if isinstance(size, int) else list(size)
@@ -136,7 +144,13 @@ class UNet(nn.Module):
         multipliers, attention = [int(m) for m in multipliers], [int(a) for a in attention]
         depth = len(multipliers)
         counts = [blocks] * depth if isinstance(blocks, int) else [int(b) for b in blocks]
-        for name, value in {"channels": channels, "width": width, "height": height, "breadth": breadth}.items():
+        for name, value in {
+            "channels": channels,
+            "width": width,
+            "height": height,
+            "breadth": breadth,
+            "patch": patch,
+        }.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"UNet needs {name} to be a whole number >= 1, got {value!r}.")
         if depth < 1 or min(multipliers) < 1:
@@ -157,6 +171,7 @@ class UNet(nn.Module):
             "dropout": dropout,
             "label_scale": label_scale,
             "head_width": head_width,
+            "patch": patch,
         }
         self.channels, self.num_classes, self.features = channels, num_classes, width * multipliers[0]
         self.embedding = LabelEmbedding(4 * width, num_classes, label_scale)
@@ -165,7 +180,8 @@ class UNet(nn.Module):
             return SelfAttention(c, head_width) if at in attention else nn.Identity()
 
         c = self.features
-        self.stem = nn.Conv2d(channels, c, 3, padding=1)
+        self.patch, height = patch, -(-height // patch)
+        self.stem = nn.Conv2d(channels * patch**2, c, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.down_attention, self.up_attention = nn.ModuleList(), nn.ModuleList()
         self.halve = nn.ModuleList()
@@ -196,7 +212,7 @@ class UNet(nn.Module):
         self.blocks_in_order = [*self.down, self.middle_1, self.middle_2, *self.up]
         self.splits = [2 * block.conv_1.out_channels for block in self.blocks_in_order]  # type: ignore[union-attr]
         self.modulation = nn.Linear(4 * width, sum(self.splits))
-        self.out = Output(c, channels)
+        self.out = Output(c, channels, patch)
 
     def forward_features(
         self,
@@ -204,7 +220,7 @@ class UNet(nn.Module):
         label: Float[Tensor, " batch"],
         class_labels: Int[Tensor, " batch"] | None = None,
     ) -> Tensor:
-        """The last feature map (batch, features, height, width), before the output block.
+        """The last feature map (batch, features, height/patch, width/patch), before the output block.
 
         Raises:
             ValueError: if `x` is not (batch, channels, height, width).
@@ -212,7 +228,7 @@ class UNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"UNet takes x of shape (batch, {self.channels}, height, width), got {tuple(x.shape)}.")
         modulations = iter(self.modulation(self.embedding(label, class_labels)).split(self.splits, dim=1))
-        h = self.stem(x)
+        h = self.stem(self._patches(x))
         skips: list[Tensor] = []
         blocks = iter(zip(self.down, self.down_attention, strict=True))
         for level, count in enumerate(self.counts):
@@ -246,4 +262,13 @@ class UNet(nn.Module):
             label: (batch,), the time input.
             class_labels: (batch,) int64 in 0 ... num_classes, or None for "no class".
         """
-        return self.out(self.forward_features(x, label, class_labels))
+        return self.out(self.forward_features(x, label, class_labels))[..., : x.shape[-2], : x.shape[-1]]
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Each square of pixels as the channels of one position; the picture is filled up with zeros to whole squares."""
+        if self.patch == 1:
+            return x
+        down, right = (-n % self.patch for n in x.shape[-2:])
+        x = F.pixel_unshuffle(F.pad(x, (0, right, 0, down)), self.patch)
+        last = self.stem.weight.is_contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=torch.channels_last) if last else x

@@ -24,7 +24,9 @@ def draw_samples(denoiser: Denoiser, path: Path, n: int = 64, steps: int = 20) -
     vector = shape is not None and len(shape) == 1 and shape[0] >= 2
     if not (image or vector):
         return
-    labels: dict[str, Any] = {} if denoiser.num_classes is None else {"class_labels": torch.arange(n) % denoiser.num_classes}
+    labels: dict[str, Any] = (
+        {} if denoiser.num_classes is None else {"class_labels": torch.arange(n) % denoiser.num_classes}
+    )
     x = DDIM(steps=steps, grid="karras").sample(denoiser, n=n, seed=0, **labels).x.float().cpu()
     if image:
         from trueward.data import save_grid

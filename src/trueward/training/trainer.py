@@ -475,7 +475,7 @@ def check_data(data: TrainingData, denoiser: Denoiser) -> None:
         )
     if denoiser.num_classes is not None and data.num_classes is None:
         raise ValueError(f"The denoiser is conditioned on {denoiser.num_classes} classes, but the data have no labels.")
-    if denoiser.num_classes is not None and data.num_classes > denoiser.num_classes:
+    if denoiser.num_classes is not None and (data.num_classes or 0) > denoiser.num_classes:
         raise ValueError(f"The data have {data.num_classes} classes, but the denoiser knows {denoiser.num_classes}.")
     data_range = denoiser.data_range if denoiser.data_range is not None else data.data_range
     for numbers in torch.arange(len(data)).split(4096)[: max(1, 2**27 // max(1, 4096 * math.prod(data.shape)))]:
