@@ -57,8 +57,7 @@ def test_command_lines_parse(page):
                 continue
             try:
                 with command.make_context("trueward", words[1:]) as context:
-                    name, sub, rest = command.resolve_command(context, context.protected_args + context.args)
-                    sub.make_context(name, rest, parent=context)
+                    command.commands[words[1]].make_context(words[1], words[2:], parent=context)
             except Exception as error:
                 pytest.fail(f"{page.relative_to(PROJECT)}, line {line}: {text!r}: {error}")
 

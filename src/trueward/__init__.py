@@ -23,6 +23,11 @@ from trueward.version import __version__
 if TYPE_CHECKING:
     from trueward.certification import Certificate as Certificate
     from trueward.certification import certify as certify
+    from trueward.covariance import AnalyticCovariance as AnalyticCovariance
+    from trueward.covariance import NPRCovariance as NPRCovariance
+    from trueward.covariance import SNCovariance as SNCovariance
+    from trueward.covariance import estimate_gamma as estimate_gamma
+    from trueward.covariance import with_covariance as with_covariance
     from trueward.critics import Critic as Critic
     from trueward.data import Dataset as Dataset
     from trueward.data import load_data as load_data
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from trueward.denoisers import denoiser as denoiser
     from trueward.integrations import from_pipeline as from_pipeline
     from trueward.integrations import load_pipeline as load_pipeline
+    from trueward.likelihood import elbo as elbo
     from trueward.loading import load as load
     from trueward.loading import save_run as save_run
     from trueward.loading import zoo_names as zoo_names
@@ -106,14 +112,18 @@ _NAMES = {
     "critics": "Critic",
     "integrations": "from_pipeline load_pipeline",
     "refinement": "DiscriminatorGuidance DiffRS",
+    "covariance": "AnalyticCovariance SNCovariance NPRCovariance estimate_gamma with_covariance",
+    "likelihood": "elbo",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _ROOMS = (
     "certification",
+    "covariance",
     "critics",
     "data",
     "denoisers",
     "integrations",
+    "likelihood",
     "loading",
     "metrics",
     "networks",
