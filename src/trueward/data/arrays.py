@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,7 @@ def load_numpy(path: Path, split: str, x_key: str | None, labels_key: str | None
         if "pickle" in str(error).lower():
             raise ValueError(f"{path} holds Python objects, which are never unpickled; store plain numbers.") from None
         raise
-    except (OSError, EOFError, KeyError) as error:
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a NumPy file ({error}).") from None
     labels = None if any(y is None for _, y in parts) else np.concatenate([y for _, y in parts if y is not None])
     return np.concatenate([x for x, _ in parts]), labels

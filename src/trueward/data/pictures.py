@@ -46,7 +46,9 @@ class Pictures(ABC):
         """(width, height, whether grey) of picture `i`, from its header."""
         with self.open(i) as image:
             width, height = image.size
-            if image.getexif().get(_ORIENTATION, 1) >= 5:
+            # of a PNG, getexif() would decode all pixels in search of what stands before them
+            known = image.format != "PNG" or "exif" in image.info
+            if known and image.getexif().get(_ORIENTATION, 1) >= 5:
                 width, height = height, width
             return width, height, image.mode in _GREY
 
