@@ -62,7 +62,7 @@ def _mnist() -> Recipe:
     return Recipe(
         "mnist",
         _edm({"width": 16, "multipliers": [1, 4, 8], "blocks": [1, 1, 2], "attention": [7]}, [1, 28, 28], 0.6),
-        {"steps": 12000, "batch_size": 64, "lr": 1e-3, "ema": 0.9995, "warmup": 300, "held_out": 1000},
+        {"steps": 10000, "batch_size": 64, "lr": 1e-3, "ema": 0.9995, "warmup": 300, "held_out": 1000},
         DSM("edm", LogNormalTimes(mean=-0.8, std=1.2)),
     )
 
