@@ -14,8 +14,6 @@ WORKERS ?= logical
 SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/installed
-# one thread per process: the networks of demo and tests are too small to share among threads
-export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
@@ -39,8 +37,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/trueward train --data digits --out demo/digits
-	$(BIN)/trueward compare demo/digits --samplers ddim,edm,dpm-solver,dpm-solver++ --steps 5,10,20,50 --out demo/report.html
+	@if [ -f demo/digits/run.json ]; then $(BIN)/trueward train --out demo/digits --resume; \
+	 else $(BIN)/trueward train --data digits --steps 800 --out demo/digits; fi
+	$(BIN)/trueward compare demo/digits --samplers ddim,edm,dpm-solver,dpm-solver++ --steps 5,10,20,50 \
+	  -n 256 --seeds 2 --out demo/report.html
 	@echo "The report is at file://$(CURDIR)/demo/report.html"
 
 lint: $(STAMP)
@@ -50,8 +50,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# one thread per worker: the networks of the tests are too small to share among threads
 test: lint types
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 10
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict --quiet

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from trueward.loading import load as load
     from trueward.loading import save_run as save_run
     from trueward.loading import zoo_names as zoo_names
+    from trueward.networks import MLP as MLP
     from trueward.networks import UNet as UNet
     from trueward.networks import network as network
     from trueward.networks import register_network as register_network
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from trueward.refinement import DiffRS as DiffRS
     from trueward.refinement import DiscriminatorGuidance as DiscriminatorGuidance
     from trueward.reports import Comparison as Comparison
-    from trueward.reports import compare as compare
+    from trueward.reports.compare import compare as compare
     from trueward.samplers import DDIM as DDIM
     from trueward.samplers import Ancestral as Ancestral
     from trueward.samplers import DPMSolver as DPMSolver
@@ -106,9 +107,10 @@ _NAMES = {
     "loading": "load save_run zoo_names",
     "data": "Dataset load_data",
     "certification": "certify Certificate",
-    "networks": "UNet network register_network",
+    "networks": "UNet MLP network register_network",
     "objectives": "Objective DSM",
-    "reports": "compare Comparison",
+    "reports": "Comparison",
+    "reports.compare": "compare",
     "critics": "Critic",
     "integrations": "from_pipeline load_pipeline",
     "refinement": "DiscriminatorGuidance DiffRS",
