@@ -66,40 +66,45 @@ class Posterior:
     @property
     def mean(self) -> Tensor:
         """E[x_0 | x_t], (batch, *shape)."""
-        return self._mean if self._mean is not None else self.mean_in(None)
+        if self._mean is None:
+            if self._eps is not None:
+                self._mean = _linear(1.0 / self.alpha, self.x_t, -self.sigma / self.alpha, self._eps)
+            else:
+                norm = self.alpha**2 + self.sigma**2
+                self._mean = _linear(self.alpha / norm, self.x_t, -self.sigma / norm, self._v)
+        return self._mean
 
     @property
     def eps(self) -> Tensor:
         """E[eps | x_t] = (x_t - alpha mean) / sigma."""
-        return self._eps if self._eps is not None else self.eps_in(None)
-
-    @property
-    def knows_mean(self) -> bool:
-        """Is `mean` there already, without computing?"""
-        return self._mean is not None
-
-    @property
-    def knows_eps(self) -> bool:
-        """Is `eps` there already, without computing?"""
-        return self._eps is not None
-
-    def mean_in(self, buffer: Tensor | None) -> Tensor:
-        """`mean`, computed now, in `buffer` (of the shape of x_t; no gradients): for samplers that allocate nothing."""
-        if self._eps is not None:
-            self._mean = _linear(1.0 / self.alpha, self.x_t, -self.sigma / self.alpha, self._eps, buffer)
-        else:
-            norm = self.alpha**2 + self.sigma**2
-            self._mean = _linear(self.alpha / norm, self.x_t, -self.sigma / norm, self._v, buffer)
-        return self._mean
-
-    def eps_in(self, buffer: Tensor | None) -> Tensor:
-        """`eps`, computed now, in `buffer`; see :meth:`mean_in`."""
-        if self._mean is not None:
-            self._eps = _linear(1.0 / self.sigma, self.x_t, -self.alpha / self.sigma, self._mean, buffer)
-        else:
-            norm = self.alpha**2 + self.sigma**2
-            self._eps = _linear(self.sigma / norm, self.x_t, self.alpha / norm, self._v, buffer)
+        if self._eps is None:
+            if self._mean is not None:
+                self._eps = _linear(1.0 / self.sigma, self.x_t, -self.alpha / self.sigma, self._mean)
+            else:
+                norm = self.alpha**2 + self.sigma**2
+                self._eps = _linear(self.sigma / norm, self.x_t, self.alpha / norm, self._v)
         return self._eps
+
+    def scaled_mean(self, out: Callable[[], Tensor]) -> tuple[Coefficient, Tensor]:
+        """(c, y) with ``mean == c * y``, without allocating: for samplers, which go on to a linear combination anyway.
+
+        Where the model predicts eps, y = x_t - sigma eps = alpha mean takes one pass, into the buffer that `out` makes.
+        """
+        if self._mean is None and self._eps is not None:
+            return 1.0 / self.alpha, _sum(self.x_t, -self.sigma, self._eps, out())
+        if self._mean is None:
+            norm = self.alpha**2 + self.sigma**2
+            self._mean = _linear(self.alpha / norm, self.x_t, -self.sigma / norm, self._v, out())
+        return 1.0, self._mean
+
+    def scaled_eps(self, out: Callable[[], Tensor]) -> tuple[Coefficient, Tensor]:
+        """(c, y) with ``eps == c * y``; see :meth:`scaled_mean`. From the mean, y = x_t - alpha mean = sigma eps."""
+        if self._eps is None and self._mean is not None:
+            return 1.0 / self.sigma, _sum(self.x_t, -self.alpha, self._mean, out())
+        if self._eps is None:
+            norm = self.alpha**2 + self.sigma**2
+            self._eps = _linear(self.sigma / norm, self.x_t, self.alpha / norm, self._v, out())
+        return 1.0, self._eps
 
     @property
     def v(self) -> Tensor:
@@ -120,6 +125,11 @@ class Posterior:
         if mean is None and eps is None:
             return Posterior(self.x_t, self.alpha, self.sigma, mean=self._mean, eps=self._eps, v=self._v, var=var)
         return Posterior(self.x_t, self.alpha, self.sigma, mean=mean, eps=eps, var=self.var if var is None else var)
+
+
+def _sum(x: Tensor, b: Coefficient, y: Tensor, out: Tensor | None) -> Tensor:
+    """x + b y in one pass."""
+    return torch.addcmul(x, y, b, out=out) if isinstance(b, Tensor) else torch.add(x, y, alpha=b, out=out)
 
 
 def _linear(a: Coefficient, x: Tensor, b: Coefficient, y: Tensor | None, out: Tensor | None = None) -> Tensor:
@@ -471,3 +481,8 @@ def denoiser(network: nn.Module, schedule: Schedule, prediction: str = "eps", **
         **options: see :class:`NetworkDenoiser` and, for edm, :class:`EDMDenoiser`.
     """
     return look_up("prediction", prediction, _PREDICTIONS)(network, schedule, **options)
+
+
+def prediction_names() -> list[str]:
+    """The predictions that :func:`denoiser` knows."""
+    return list(_PREDICTIONS)
