@@ -13,7 +13,7 @@ from torch import Tensor
 from trueward.data import Dataset
 from trueward.metrics.estimate import Estimate
 from trueward.metrics.features import FeatureSpec, Samples, class_accuracy, feature_extractor, feature_pair
-from trueward.metrics.frechet import frechet_distance, frechet_infinity, frechet_with_error
+from trueward.metrics.frechet import MOST_DIMENSIONS, frechet_distance, frechet_infinity, frechet_with_error
 from trueward.metrics.manifolds import density_coverage, precision_recall
 from trueward.metrics.mmd import mmd
 from trueward.metrics.sliced import sliced_wasserstein, sliced_with_error
@@ -23,11 +23,10 @@ from trueward.naming import check_name
 METRICS = ("frechet", "frechet_infinity", "precision_recall", "density_coverage", "mmd", "sliced_wasserstein", "c2st")
 DEFAULT = ("frechet", "precision_recall", "density_coverage", "mmd", "sliced_wasserstein")
 _GROUPS = 20
-_MOST_DIMENSIONS = 512  # above, 2 G + 1 decompositions of the covariance take minutes
 
 
 def _frechet(x: Tensor, y: Tensor, groups: int = _GROUPS, seed: int = 0) -> Estimate:
-    if min(len(x), len(y)) < 2 * groups or x.shape[1] > _MOST_DIMENSIONS:
+    if min(len(x), len(y)) < 2 * groups or x.shape[1] > MOST_DIMENSIONS:
         return Estimate(frechet_distance(x, y))
     return frechet_with_error(x, y, groups=groups, seed=seed)
 

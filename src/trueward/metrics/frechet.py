@@ -26,6 +26,8 @@ from trueward.metrics.features import Features, FeatureSpec, Samples, batches, f
 
 citation = ("heusel2017gans", "dowson1982frechet")
 
+MOST_DIMENSIONS = 512  # above, the 2 G + 1 distances of a jackknife take minutes
+
 
 class FrechetStatistics:
     """Mean and covariance of features, gathered batch by batch; parts made by several processes or machines merge.
@@ -289,7 +291,8 @@ def frechet_infinity(
         seed: of the subsets.
 
     Returns:
-        the extrapolated distance with the standard error of the fit (it may be slightly negative).
+        the extrapolated distance (it may be slightly negative). Its standard error adds that of the fit and the jackknife's of
+        the distance at n, since the points of the line share their samples; None where the jackknife would take minutes.
 
     Raises:
         ValueError: fewer samples than the line needs.
@@ -315,4 +318,8 @@ def frechet_infinity(
     inverse = torch.linalg.inv(design.T @ design)
     coefficients = inverse @ design.T @ observed
     residual = ((observed - design @ coefficients) ** 2).sum() / (points - 2)
-    return Estimate(float(coefficients[0]), float((residual * inverse[0, 0]).sqrt()))
+    fit = float(residual * inverse[0, 0])
+    if d > MOST_DIMENSIONS or min(n, len(y)) < 40:
+        return Estimate(float(coefficients[0]))
+    spread = frechet_with_error(x, y, seed=seed).standard_error or 0.0
+    return Estimate(float(coefficients[0]), math.sqrt(fit + spread**2))

@@ -5,7 +5,8 @@ r"""The squared maximum mean discrepancy with a Gaussian kernel ``k(x, y) = exp(
 
 Its expectation is 0 for equal distributions, so single values may be negative. The standard error holds for equal and for
 different distributions: the delete-one jackknife (in closed form, from row sums) counts the second-order term of the Hoeffding
-decomposition twice, and that term, known from the sums of squares, is taken off once.
+decomposition twice, and that term, known from the sums of squares, is taken off once, never leaving less than the term itself
+(so that for equal distributions the error is up to a third too large rather than too small).
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ def squared_radii(
 
     The ball of a point that is left out has the radius -1: nothing is in it.
     """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
     groups = groups or []
     number = torch.full((len(x),), -1, device=x.device)
     for g, group in enumerate(groups):
