@@ -113,7 +113,13 @@ def statelessness(bench: Bench) -> Finding:
 
 
 def thread_safety(bench: Bench, other: Schedule) -> Finding:
-    """Two threads share the subject with different models and schedules, call by call in turns; both get the serial result."""
+    """Two threads share the subject with different models, under one schedule and under two; both get the serial result."""
+    findings = [_two_threads(bench, schedule) for schedule in (bench.schedule, other)]
+    return next((finding for finding in findings if finding.verdict == FAIL), findings[0])
+
+
+def _two_threads(bench: Bench, other: Schedule) -> Finding:
+    """Two runs that take turns call by call, the second one under the schedule `other`."""
     check, subject, steps = "two threads at once", bench.subject, bench.steps
     jobs = [(_PLANE, bench.schedule, bench.x_T[:4]), (_OTHER, other, same_start(other, (2,), 6))]
     serial = [subject.run(truth.denoiser(s), s, x, steps, seed=i).x for i, (truth, s, x) in enumerate(jobs)]

@@ -27,8 +27,6 @@ from trueward.schedules import DiscreteSchedule, Schedule
 from trueward.truth import bimodal
 
 TRUTH = bimodal()
-# Errors below this are round-off of the solver or of the reference (which is good to 1e-12 at scale one).
-_FLOOR = 3e-11
 # A measured order may fall short of the claimed one by this: what a slope at finite n does (0.95 for order 1, say).
 _SHORTFALL = 0.2
 # A grid with a larger half-log-SNR step than this on its finest run is not asymptotic.
@@ -118,6 +116,8 @@ def convergence(
             if len(errors) < 3 and n == counts[-1]:
                 return cell(SKIPPED, f"refused: {error}")
             continue
+        except Exception as error:
+            return cell(FAIL, f"raises {type(error).__name__} at {n} steps: {error}")
         if not bool(x.isfinite().all()):
             return cell(FAIL, f"NaN or infinite samples at {n} steps")
         for name, target in targets.items():
@@ -126,11 +126,11 @@ def convergence(
             )
         nfe.append(calls - (1 if clean_end(subject.levels(schedule, n, setting)) else 0))
         errors = gaps[min(gaps, key=lambda name: gaps[name][-1])]
-        if n == counts[-1] and extended < _EXTENSIONS and not _settled(nfe, errors, claims):
+        if n == counts[-1] and extended < _EXTENSIONS and not _settled(nfe, errors, claims, subject.round_off):
             extended += 1
             counts.append(2 * n)
     coarse = largest_step(subject.levels(schedule, n, setting)) if errors else None
-    verdict, line, order = _judge(nfe, errors, claims, coarse)
+    verdict, line, order = _judge(nfe, errors, claims, coarse, subject.round_off)
     return cell(verdict, line, order)
 
 
@@ -141,15 +141,15 @@ def _slopes(nfe: Sequence[int], errors: Sequence[float]) -> list[float]:
     ]
 
 
-def _usable(nfe: Sequence[int], errors: Sequence[float]) -> tuple[list[int], list[float]]:
+def _usable(nfe: Sequence[int], errors: Sequence[float], floor: float) -> tuple[list[int], list[float]]:
     """The runs before the first that reaches the round-off floor."""
-    stop = next((i for i, e in enumerate(errors) if e < _FLOOR), len(errors))
+    stop = next((i for i, e in enumerate(errors) if e < floor), len(errors))
     return list(nfe[:stop]), list(errors[:stop])
 
 
-def fitted_order(nfe: Sequence[int], errors: Sequence[float]) -> float | None:
+def fitted_order(nfe: Sequence[int], errors: Sequence[float], floor: float = Subject.round_off) -> float | None:
     """Least-squares slope of -log error over log evaluations on the last three runs above the floor."""
-    n, e = _usable(nfe, errors)
+    n, e = _usable(nfe, errors, floor)
     if len(n) < 3 or n[-3] < 1:
         return None
     if not n[-3] < n[-2] < n[-1]:
@@ -157,11 +157,11 @@ def fitted_order(nfe: Sequence[int], errors: Sequence[float]) -> float | None:
     return -float(np.polyfit(np.log(n[-3:]), np.log(e[-3:]), 1)[0])
 
 
-def _settled(nfe: Sequence[int], errors: Sequence[float], claims: float | None) -> bool:
+def _settled(nfe: Sequence[int], errors: Sequence[float], claims: float | None, floor: float) -> bool:
     """Is the claimed order seen (any, if none is claimed), with the last two slopes in agreement?"""
-    if errors[-1] < _FLOOR:
+    if errors[-1] < floor:
         return True
-    order, slopes = fitted_order(nfe, errors), _slopes(nfe, errors)
+    order, slopes = fitted_order(nfe, errors, floor), _slopes(nfe, errors)
     return order is not None and _enough(order, claims) and abs(slopes[-1] - slopes[-2]) < 0.3
 
 
@@ -170,11 +170,11 @@ def _enough(order: float, claims: float | None) -> bool:
 
 
 def _judge(
-    nfe: Sequence[int], errors: Sequence[float], claims: float | None, coarse: float | None
+    nfe: Sequence[int], errors: Sequence[float], claims: float | None, coarse: float | None, floor: float
 ) -> tuple[str, str, float | None]:
     if len(errors) < 3:
         return SKIPPED, "fewer than three of the runs were possible", None
-    order, usable = fitted_order(nfe, errors), _usable(nfe, errors)[1]
+    order, usable = fitted_order(nfe, errors, floor), _usable(nfe, errors, floor)[1]
     if order is None:
         return PASS, f"exact to {errors[-1]:.0e} at {nfe[-1]} evaluations: no slope left to measure", None
     slopes, wanted = _slopes(nfe, errors), "" if claims is None else f" (claims {claims:g})"
@@ -206,12 +206,16 @@ def adaptive_convergence(subject: Subject, schedule_name: str, schedule: Schedul
     target = ""
     for tolerance in tolerances:
         setting = Setting(None, (("rtol", tolerance), ("atol", tolerance)))
-        x, calls = _run(subject, schedule, 1, setting)
+        try:
+            x, calls = _run(subject, schedule, 1, setting)
+        except Exception as error:
+            line = f"raises {type(error).__name__} at tolerance {tolerance:.0e}: {error}"
+            return Cell(schedule_name, "adaptive", target, tuple(nfe), tuple(errors), (), None, FAIL, line)
         ((target, end),) = _targets(subject, schedule, 1, setting).items()
         nfe.append(calls)
         errors.append((x - end).abs().max().item())
     # a local tolerance bounds the global error up to a factor of the problem; a hundred is lenient for this one
-    kept = all(error <= max(100.0 * tolerance, _FLOOR) for error, tolerance in zip(errors, tolerances))
+    kept = all(error <= max(100.0 * tolerance, subject.round_off) for error, tolerance in zip(errors, tolerances))
     shown = ", ".join(f"{e:.0e} at tolerance {t:.0e} ({n} evaluations)" for e, t, n in zip(errors, tolerances, nfe))
     return Cell(
         schedule_name,
@@ -237,7 +241,7 @@ def distances(subject: Subject, schedule_name: str, schedule: Schedule, budgets:
             if steps is None:
                 raise ValueError("cannot spend this little")
             x, calls = _run(subject, schedule, steps, setting)
-        except ValueError:
+        except Exception:  # what it is belongs to other lines of the certificate
             nfe.append(None)
             errors.append(None)
             continue

@@ -18,7 +18,6 @@ from trueward.certification.law import law_convergence, moments
 from trueward.certification.safety import nan_safety
 from trueward.certification.subject import Subject, subject
 from trueward.schedules import EDM, VE, DiscreteSchedule, Schedule, VPCosine, VPLinear
-from trueward.times import time_grid_names
 from trueward.version import __version__
 
 SCHEDULES: dict[str, Schedule] = {
@@ -82,13 +81,14 @@ def certify(
     if len(steps) < 3 or any(a >= b for a, b in itertools.pairwise(steps)) or steps[0] < 1:
         raise ValueError(f"steps must be at least three rising numbers >= 1, got {steps}.")
     what = subject(sampler, name=name, claims=claims, options=options)
-    schedules = dict(schedules if schedules is not None else THOROUGH_SCHEDULES if thorough else SCHEDULES)
+    if schedules is None:
+        schedules = what.schedules or (THOROUGH_SCHEDULES if thorough else SCHEDULES)
     if not schedules:
         raise ValueError("Give at least one schedule to certify under.")
     for grid in grids or ():
         from trueward.naming import check_name
 
-        check_name("time grid", grid, time_grid_names())
+        check_name("time grid", grid, what.grids)
     first, second = next(iter(schedules.values())), list(schedules.values())[-1]
     bench = conduct.Bench(what, first)
     try:

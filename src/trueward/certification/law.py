@@ -85,6 +85,9 @@ def law_convergence(
             if subject.is_breakdown(error):
                 return _law_cell(schedule_name, label, nfe, errors, None, FAIL, f"the samples became NaN at {n} steps")
             continue
+        except Exception as error:
+            line = f"raises {type(error).__name__} at {n} steps: {error}"
+            return _law_cell(schedule_name, label, nfe, errors, None, FAIL, line)
         levels = subject.levels(schedule, n, setting)
         clean = clean_end(levels)
         end = schedule.t_min if levels is None else float(levels.t[-2 if clean else -1])

@@ -60,6 +60,8 @@ class Subject(ABC):
 
     name: str
     claims: float | None
+    # Errors below this are the rounding of the subject's own arithmetic, or of the reference (good to 1e-12 at scale one).
+    round_off: float = 3e-11
 
     @abstractmethod
     def run(
@@ -94,8 +96,13 @@ class Subject(ABC):
         return False
 
     @property
+    def schedules(self) -> Mapping[str, Schedule] | None:
+        """The schedules to examine it under, by name, if it cannot take any; else None."""
+        return None
+
+    @property
     def grids(self) -> tuple[str, ...]:
-        """Time grids it can be asked for, besides its own."""
+        """Time grids it can be asked for by name in a :class:`Setting`."""
         return ()
 
     @property
