@@ -111,4 +111,4 @@ def _import(module: str, name: str) -> Any:
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the program."""
-    app.command(epilog=_EPILOG, no_args_is_help=True)(certify)
+    app.command(epilog=_EPILOG)(certify)

@@ -180,4 +180,4 @@ def _print(result: Comparison) -> None:
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the program."""
-    app.command(epilog=_EPILOG, no_args_is_help=True)(compare)
+    app.command(epilog=_EPILOG)(compare)

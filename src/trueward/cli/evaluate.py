@@ -178,4 +178,4 @@ def _print(result: dict[str, Any], told: dict[str, str]) -> None:
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the program."""
-    app.command(epilog=_EPILOG, no_args_is_help=True)(evaluate)
+    app.command(epilog=_EPILOG)(evaluate)

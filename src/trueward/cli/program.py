@@ -19,13 +19,13 @@ from trueward.cli.sample import register as add_sample
 from trueward.cli.train import register as add_train
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_NEED_ARGUMENTS = ("train", "sample", "compare", "evaluate", "certify")  # alone they explain themselves
 
 app = typer.Typer(
     name="trueward",
     help="Move generative models toward the true distribution: train, sample, compare and measure diffusion models.",
     epilog="Start here: [bold]trueward compare digits --samplers ddim,dpm-solver++ --steps 5,10,20 --out report.html[/]",
     rich_markup_mode="rich",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -117,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in words or bool(os.environ.get("TRUEWARD_DEBUG"))
     words = [word for word in words if word != "--debug"]
     command = typer.main.get_command(app)
+    if not words or (len(words) == 1 and words[0] in _NEED_ARGUMENTS):
+        words.append("--help")
     with contextlib.nullcontext() if debug else _speaking_plainly(words):
         code = command.main(args=words, prog_name="trueward", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -201,4 +201,4 @@ def _folder(
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the program."""
-    app.command(epilog=_EPILOG, no_args_is_help=True)(sample)
+    app.command(epilog=_EPILOG)(sample)

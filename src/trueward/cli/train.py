@@ -397,4 +397,4 @@ def _refuse_changes(model: dict[str, Any], data: dict[str, Any]) -> None:
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the program."""
-    app.command(epilog=_EPILOG, no_args_is_help=True)(train)
+    app.command(epilog=_EPILOG)(train)
