@@ -234,9 +234,9 @@ def local_error(solver_of, h, history=0, swap=False):
     run = solver.start(model)
     x = [MIXTURE.flow(LATENTS, schedule, 1.0, t) for t in times]
     for level in range(history):
-        run.history.insert(0, (level, model(x[level], times[level]).eps))
+        run.history.insert(0, (level, 1.0, model(x[level], times[level]).eps))
     if swap:
-        run.history[:] = [(history - 1, run.history[1][1]), (history - 2, run.history[0][1])]
+        run.history[:] = [(history - 1, *run.history[1][1:]), (history - 2, *run.history[0][1:])]
     return (solver.step(run, x[history], history) - x[-1]).abs().max().item()
 
 

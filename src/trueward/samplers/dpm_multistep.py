@@ -31,7 +31,7 @@ from trueward.samplers.exponential import (
     second_order_multistep,
     third_order_multistep,
 )
-from trueward.samplers.sampler import Level, Plan, Run
+from trueward.samplers.sampler import Level, Plan, Run, combine
 from trueward.schedules import Schedule
 from trueward.times import Levels
 
@@ -127,23 +127,27 @@ class DPMSolverMultistep(DPMSolver):
                 "A multistep method cannot stand at a different level in every row: its history belongs to one level. Use a single-step solver, e.g. dpm-solver++2s."
             )
         plan: MultistepPlan = run.plan  # type: ignore[assignment]
-        history = run.history  # (level, answer), newest first
+        history = run.history  # (level, c, y) with the answer m = c y, newest first
         if level == 0:
             history.clear()
         elif not history or history[0][0] != level - 1:
             raise ValueError(
                 f"A multistep method takes its levels one after the other from 0; step {level} came out of turn."
             )
-        m = self.answer(run, x, plan.times.values[level], _BUFFERS[level % self.order])
-        if m.data_ptr() == x.data_ptr():  # a network that hands its input back: x is overwritten before m is forgotten
-            m = run.scratch(_BUFFERS[level % self.order], x).copy_(m)
-        of_x, of_m, *of_older = plan.weights[level]
-        out = torch.mul(x, of_x, out=out)
-        out.add_(m, alpha=of_m)
-        for (_, older), weight in zip(history, of_older):
-            out.add_(older, alpha=weight)
-        history.insert(0, (level, m))
-        del history[max(self.order - 1, 1) :]
+        buffer = _BUFFERS[level % self.order]
+        c, y = self.scaled_answer(run, x, plan.times.values[level], buffer)
+        if y.data_ptr() == x.data_ptr():  # a network that hands its input back: x is overwritten before y is forgotten
+            y = run.scratch(buffer, x).copy_(y)
+        history.insert(0, (level, c, y))
+        weights = plan.weights[level]
+        if isinstance(c, Tensor):
+            terms = [(weight * c, y) for weight, (_, c, y) in zip(weights[1:], history)]
+            out = combine((weights[0], x), *terms, out=out)
+        else:
+            out = torch.mul(x, weights[0], out=out)
+            for weight, (_, c, y) in zip(weights[1:], history):
+                out.add_(y, alpha=weight * c)
+        del history[self.order :]
         if plan.std[level] > 0.0:
             out.add_(run.normal(level + 1 if draw is None else draw, x), alpha=plan.std[level])
         return out

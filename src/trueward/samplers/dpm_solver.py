@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from trueward.denoisers import Denoiser
+from trueward.denoisers import Coefficient, Denoiser
 from trueward.naming import check_name
 from trueward.samplers.sampler import Run, Sampler, Samples
 from trueward.samplers.thresholding import Thresholding, thresholding
@@ -112,18 +112,24 @@ class DPMSolver(Sampler):
             )
         return levels
 
-    def answer(self, run: Run, x: Tensor, t: float | Tensor, buffer: str, rows: Tensor | None = None) -> Tensor:
-        """m(x, t): eps in noise form, the mean (thresholded) in data form.
+    def scaled_answer(
+        self, run: Run, x: Tensor, t: float | Tensor, buffer: str, rows: Tensor | None = None
+    ) -> tuple[Coefficient, Tensor]:
+        """(c, y) with m(x, t) = c y; m is eps in noise form, the mean (thresholded) in data form.
 
         What has to be computed from the network's prediction is written to the scratch buffer of the name `buffer`.
         """
         posterior = run.denoise(x, t, rows)
         if self.algorithm == "noise":
-            return posterior.eps if posterior.knows_eps else posterior.eps_in(run.scratch(buffer, x))
-        mean = posterior.mean if posterior.knows_mean else posterior.mean_in(run.scratch(buffer, x))
-        if self.thresholding is None:
-            return mean
-        return self.thresholding(mean, run.denoiser.data_range)  # type: ignore[operator]
+            return posterior.scaled_eps(lambda: run.scratch(buffer, x))
+        if self.thresholding is not None:
+            return 1.0, self.thresholding(posterior.mean, run.denoiser.data_range)  # type: ignore[operator]
+        return posterior.scaled_mean(lambda: run.scratch(buffer, x))
+
+    def answer(self, run: Run, x: Tensor, t: float | Tensor, buffer: str, rows: Tensor | None = None) -> Tensor:
+        """m(x, t) itself."""
+        c, y = self.scaled_answer(run, x, t, buffer, rows)
+        return y if isinstance(c, float) and c == 1.0 else y.mul_(c)  # where c is not 1, y is the buffer
 
     def invert(
         self,
