@@ -5,8 +5,18 @@ Each carries its constructor's arguments as JSON in ``config``, so that a checkp
 """
 
 from trueward.networks.embedding import LabelEmbedding
+from trueward.networks.mlp import MLP
 from trueward.networks.normalization import NormSiLU
 from trueward.networks.registry import network, network_config, network_names, register_network
 from trueward.networks.unet import UNet
 
-__all__ = ["LabelEmbedding", "NormSiLU", "UNet", "network", "network_config", "network_names", "register_network"]
+__all__ = [
+    "MLP",
+    "LabelEmbedding",
+    "NormSiLU",
+    "UNet",
+    "network",
+    "network_config",
+    "network_names",
+    "register_network",
+]

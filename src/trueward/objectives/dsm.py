@@ -120,9 +120,9 @@ class DSM(Objective):
 
     def weigh(self, error: Tensor, factor: Tensor, noisy: Noisy, denoiser: Denoiser) -> Tensor:
         """error * factor, the squared error of the data prediction, times w(t): (batch,) losses."""
-        sigma_data = float(self.sigma_data or getattr(denoiser, "sigma_data", 0.5))
+        sigma_data = getattr(denoiser, "sigma_data", 0.5) if self.sigma_data is None else self.sigma_data
         dimensions = noisy.x_0[0].numel()
-        w = data_weight(self.weighting, noisy.t, denoiser.schedule, sigma_data, dimensions, noisy.density)
+        w = data_weight(self.weighting, noisy.t, denoiser.schedule, float(sigma_data), dimensions, noisy.density)
         return error * (w * factor).to(error.device, error.dtype)
 
     def __call__(self, denoiser: Denoiser, batch: Batch, generator: torch.Generator) -> Tensor:
