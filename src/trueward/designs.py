@@ -51,9 +51,19 @@ def image_network(shape: Sequence[int], **options: Any) -> dict[str, Any]:
 
 
 def vector_network(shape: Sequence[int], **options: Any) -> dict[str, Any]:
-    """Arguments of a multi-layer perceptron for vectors (d,); `options` that are not None override."""
+    """Arguments of a multi-layer perceptron for vectors (d,) or entries of any shape taken as one vector.
+
+    `blocks` is its depth; what only images have (multipliers, attention) is refused.
+    """
     given = {name: value for name, value in options.items() if value is not None}
-    return {"network": "MLP", "dimensions": shape[0], **given}
+    for name in ("multipliers", "attention"):
+        if name in given:
+            raise ValueError(
+                f"{name}={given[name]} belongs to networks for images, but the samples have shape {tuple(shape)}."
+            )
+    if "blocks" in given:
+        given["depth"] = given.pop("blocks")
+    return {"network": "MLP", "dim": shape[0] if len(shape) == 1 else list(shape), **given}
 
 
 def spread_of(data: Dataset, most: int = 4096) -> float:
@@ -85,24 +95,23 @@ def design(
         **options: arguments of the network; None leaves the choice.
 
     Raises:
-        ValueError: data of a shape that no bundled network takes; classes of data without labels; unknown names.
+        ValueError: data of a shape that the network does not take; classes of data without labels; unknown names.
     """
     shape = data.shape
     if conditional and data.num_classes is None:
         raise ValueError(f"The data {data.name!r} have no labels, so a model cannot be conditional on classes.")
     classes = data.num_classes if conditional is None or conditional else None
-    if network is None:
-        network = {3: "UNet", 1: "MLP"}.get(len(shape), "")
-        if not network:
-            raise ValueError(
-                f"No bundled network takes samples of shape {tuple(shape)}: register your own and name it."
-            )
-    check_name("network", network, network_names())
-    wanted = {3: image_network, 1: vector_network}.get(len(shape))
-    if wanted is None or network not in ("UNet", "MLP"):
-        built = {"network": network, **{name: value for name, value in options.items() if value is not None}}
+    network = check_name(
+        "network", ("UNet" if len(shape) == 3 else "MLP") if network is None else network, network_names()
+    )
+    if network == "UNet":
+        if len(shape) != 3:
+            raise ValueError(f"UNet takes images (channels, height, width), but the samples have shape {tuple(shape)}.")
+        built = image_network(shape, **options)
+    elif network == "MLP":
+        built = vector_network(shape, **options)
     else:
-        built = {**wanted(shape, **options), "network": network}
+        built = {"network": network, **{name: value for name, value in options.items() if value is not None}}
     denoiser: dict[str, Any] = {
         "prediction": prediction,
         "schedule": schedule_by_name(schedule).to_config(),

@@ -125,6 +125,32 @@ def test_a_design_can_be_built_for_every_usual_size() -> None:
     assert resolutions(28, 3) == [28, 14, 7]
 
 
+def test_vectors_are_learnt_by_a_perceptron(run: Run, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32))
+    words = [
+        "--steps",
+        2,
+        "--batch-size",
+        4,
+        "--width",
+        16,
+        "--blocks",
+        1,
+        "--held-out",
+        0,
+        "--mixed-precision",
+        "no",
+        *QUICK,
+    ]
+    assert run("train", "--data", tmp_path / "x.npz", "--out", tmp_path / "r", *words).code == 0
+    network = json.loads((tmp_path / "r" / "run.json").read_text())["network"]
+    assert (network["network"], network["dim"], network["width"], network["depth"]) == ("MLP", 3, 16, 1)
+    assert run("sample", tmp_path / "r", "-n", 5, "--steps", 3, "--out", tmp_path / "s.npz").code == 0
+    refused = run("train", "--data", tmp_path / "x.npz", "--out", tmp_path / "q", "--attention", "4")
+    assert (refused.code, "belongs to networks for images" in refused.err) == (2, True)
+    assert not (tmp_path / "q").exists()
+
+
 def test_the_spread_of_the_data_is_measured() -> None:
     data = load_data("digits")
     assert spread_of(data) == pytest.approx(float(data.x.std()), rel=1e-2)
