@@ -251,6 +251,7 @@ def test_every_default_schedule_is_examined(ddim: Certificate) -> None:
         (lambda: certify(DDIM, steps=[20, 10, 40]), "three rising numbers"),
         (lambda: certify(DDIM, steps=[20, 40]), "three rising numbers"),
         (lambda: certify(DDIM, schedules={}), "at least one schedule"),
+        (lambda: certify(subject("ddim"), options={"eta": 0.5}), "made with its options already"),
         (lambda: certify(DDIM, grids=["log-snrr"]), "Did you mean 'log-snr'"),
     ],
 )

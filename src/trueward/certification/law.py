@@ -113,7 +113,8 @@ def law_convergence(
     arrived = errors[-1] <= 3.0 * floor
     approaching = order is not None and order >= (0.6 if claims is None else claims - _SHORTFALL)
     if arrived or approaching:
-        weak = f"weak order {order:.2f}{wanted}; " if order is not None else ""
+        unseen = "" if claims is None else "weak order hidden by sampling noise; "
+        weak = f"weak order {order:.2f}{wanted}; " if order is not None else unseen
         return _law_cell(schedule_name, label, nfe, errors, order, PASS, weak + final)
     if coarse is not None and coarse > _LARGEST_STEP:
         reason = f"not asymptotic: the grid's largest step in half-log-SNR is still {coarse:.2g}; {final}"

@@ -7,6 +7,7 @@ trueward know all of that, a plain function nearly nothing; what a subject does 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import inspect
@@ -338,7 +339,11 @@ def subject(
     if isinstance(what, Sampler):
         return SamplerSubject(dataclasses.replace(what, **options), name, claims)
     if isinstance(what, Subject):
-        return what
+        if options:
+            raise ValueError(f"A Subject is made with its options already, got options={options}.")
+        made = copy.copy(what)
+        made.name, made.claims = name or what.name, what.claims if claims is None else claims
+        return made
     if callable(what):
         if options:
             import functools
