@@ -154,6 +154,11 @@ def test_only_what_is_asked_for_is_decoded_and_then_kept(folder, monkeypatch):
     data.batch([1])
     assert sorted(set(decoded)) == [1, 3]
     assert decoded.count(1) == 1
+    # a worker process is sent no pictures
+    sent = pickle.dumps(data)
+    assert b"_kept" not in sent
+    assert torch.equal(pickle.loads(sent).batch([1])["x"], data.batch([1])["x"])
+    assert decoded.count(1) == 2
 
 
 def test_pictures_of_different_sizes_need_a_size(folder):

@@ -138,7 +138,7 @@ def _load_named(
         return _relabelled(_resized(_NAMES[spec](split, data_range), size), labels)
     if spec.startswith("hf:"):
         _allow(options, "a Hugging Face dataset", _TABLE)
-        data = load_hub(spec[3:], split)
+        data = load_hub(spec[3:])
         return load_huggingface(
             data, split, size, labels, data_range, _needed(pictures), name=spec[3:].rpartition("/")[2], **options
         )

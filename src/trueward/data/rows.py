@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,12 +99,23 @@ class Decoded(Rows):
         self.shape = shape
         self.data_range = data_range
         self.keep_bytes = keep_bytes
+        self._forget()
+
+    def _forget(self) -> None:
         self._kept: Tensor | None = None
         self._known: Tensor | None = None
-        if len(numbers) * torch.Size(shape).numel() <= keep_bytes:
+        if len(self.numbers) * torch.Size(self.shape).numel() <= self.keep_bytes:
             # pages of this memory are claimed by the system only when they are written
-            self._kept = torch.empty((len(numbers), *shape), dtype=torch.uint8)
-            self._known = torch.zeros(len(numbers), dtype=torch.bool)
+            self._kept = torch.empty((len(self.numbers), *self.shape), dtype=torch.uint8)
+            self._known = torch.zeros(len(self.numbers), dtype=torch.bool)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker process is sent the way to the pictures, not the pictures."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_known")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -214,7 +214,7 @@ def load_huggingface(
     return Dataset(rows, None if labels is False else labels, data_range=found, name=name, class_names=names)
 
 
-def load_hub(name: str, split: str) -> Any:
+def load_hub(name: str) -> Any:
     """The ``datasets.Dataset`` of ``NAME`` or ``NAME:CONFIGURATION`` on the Hugging Face hub, or from its local cache."""
     try:
         import datasets

@@ -16,7 +16,6 @@ from trueward.metrics.estimate import Estimate, Interval, class_wise, interval
 from trueward.metrics.evaluation import DEFAULT, METRICS, evaluate
 from trueward.metrics.features import Features, class_accuracy, default_features, feature_extractor
 from trueward.metrics.frechet import (
-    FrechetStatistics,
     frechet_distance,
     frechet_infinity,
     frechet_of_moments,
@@ -25,6 +24,7 @@ from trueward.metrics.frechet import (
 from trueward.metrics.manifolds import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
 from trueward.metrics.mmd import MMD, median_bandwidth, mmd
 from trueward.metrics.sliced import sliced_wasserstein, wasserstein_1d
+from trueward.metrics.statistics import FrechetStatistics
 from trueward.metrics.two_sample import C2ST, c2st
 
 __all__ = [

@@ -242,6 +242,8 @@ def feature_pair(
 ) -> tuple[Tensor, Tensor]:
     """Features (n, d), (m, d) float64 of two sets on one device, checked: enough samples, one shape, one size of features."""
     for name, x in (("samples", samples), ("reference", reference)):
+        if not isinstance(x, Tensor | np.ndarray | Dataset):
+            raise ValueError(f"{name} must be a tensor, an array or a dataset, got {type(x).__name__}.")
         if len(x) < least:
             raise ValueError(f"{name} must be at least {least}, got {len(x)}.")
     a, b = tuple(samples.shape), tuple(reference.shape)

@@ -1,18 +1,7 @@
-"""A small convolutional classifier: its penultimate layer is the feature space that images are compared in.
-
-Inception features say little about 8x8 digits; a classifier of the data themselves does. Two are bundled, made by
-
-    python -m trueward.metrics.classifier digits
-    python -m trueward.metrics.classifier mnist
-
-and `train_classifier` makes one for labelled images of your own. Weights are stored in half precision with a JSON record of
-how they were made and how often the classifier is right on images it has not seen.
-"""
+"""The network of a small image classifier and its files: weights in half precision, a JSON record beside them."""
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trueward import records
-from trueward.data import Dataset, load_data
 from trueward.naming import check_name
 
-FOLDER = Path(__file__).with_name("weights")
+FOLDER = Path(__file__).parent.with_name("weights")
 BUNDLED = ("digits", "mnist")
-_EPOCHS = {"digits": 60, "mnist": 6}
 
 
 class Classifier(nn.Module):
@@ -103,85 +90,6 @@ class Classifier(nn.Module):
         return (self.classify(x) == labels.cpu()).double().mean().item()
 
 
-def train_classifier(
-    data: Dataset,
-    held_out: Dataset,
-    *,
-    epochs: int = 20,
-    batch_size: int = 100,
-    learning_rate: float = 2e-3,
-    features: int = 64,
-    width: int = 16,
-    seed: int = 0,
-    verbose: bool = False,
-) -> tuple[Classifier, dict[str, Any]]:
-    """Trains a classifier with AdamW, a one-cycle learning rate and label smoothing of 0.05.
-
-    The result depends on the arguments alone (on one machine with one number of threads).
-
-    Args:
-        data: labelled images to learn from.
-        held_out: labelled images to measure the accuracy on; nothing is chosen by them.
-        epochs, batch_size, learning_rate: of the training; the learning rate is the peak.
-        features, width: of :class:`Classifier`.
-        seed: of initial weights, order of the images and dropout.
-        verbose: print the loss of every epoch.
-
-    Returns:
-        the classifier, in evaluation mode, and the record of its training: accuracy, seconds, arguments, versions.
-    """
-    for given, part in (("data", data), ("held_out", held_out)):
-        if part.labels is None or data.num_classes is None:
-            raise ValueError(f"{given} must have labels to train or measure a classifier.")
-    if data.data_range is None:
-        raise ValueError("A classifier needs images with a data_range.")
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}.")
-    began = time.process_time()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Classifier(data.shape, data.num_classes, features, width, data.data_range)  # type: ignore[arg-type]
-        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
-        steps = -(-len(data) // batch_size)
-        plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * steps, pct_start=0.2)
-        model.train()
-        for epoch in range(epochs):
-            total = 0.0
-            for part in torch.randperm(len(data)).split(batch_size):
-                batch = data.batch(part)
-                loss = functional.cross_entropy(model(batch["x"]), batch["class_labels"], label_smoothing=0.05)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                plan.step()
-                total += loss.item() * len(part)
-            if verbose:
-                print(f"epoch {epoch + 1}/{epochs}: loss {total / len(data):.4f}", flush=True)
-        model.eval()
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-            parameter.copy_(parameter.half().float())  # what is stored is what was measured
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(buffer.half().float())
-    assert held_out.labels is not None
-    record = {
-        "config": model.config,
-        "held_out_accuracy": model.accuracy(held_out.x, held_out.labels),
-        "held_out_images": len(held_out),
-        "training_images": len(data),
-        "data": data.name,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seed": seed,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "cpu_seconds": round(time.process_time() - began, 1),
-        "versions": records.versions(),
-    }
-    return model, record
-
-
 def save_classifier(model: Classifier, path: str | Path, record: dict[str, Any] | None = None) -> Path:
     """Writes the weights in half precision to `path` (.safetensors) and the record beside it (.json)."""
     from safetensors.torch import save
@@ -224,20 +132,3 @@ def classifier_record(name: str) -> dict[str, Any]:
     check_name("classifier", name, BUNDLED)
     record: dict[str, Any] = records.read_json(FOLDER / f"{name}.json")
     return record
-
-
-def make(name: str, folder: Path = FOLDER) -> dict[str, Any]:
-    """Makes a bundled classifier again."""
-    check_name("classifier", name, BUNDLED)
-    data, held_out = load_data(name), load_data(name, split="test")
-    model, record = train_classifier(
-        data, held_out, epochs=_EPOCHS[name], width=32 if name == "digits" else 16, verbose=True
-    )
-    save_classifier(model, folder / name, record)
-    return record
-
-
-if __name__ == "__main__":
-    for wanted in sys.argv[1:] or BUNDLED:
-        made = make(wanted)
-        print(f"{wanted}: right on {made['held_out_accuracy']:.2%} of {made['held_out_images']} held-out images")
