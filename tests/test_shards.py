@@ -73,6 +73,7 @@ def test_samples_do_not_depend_on_the_batch_size(batch_size: int, reference: tor
     assert labels.tolist() == [0, 2] * 20
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_files_as_one(tmp_path: Path) -> None:
     alone = worker(tmp_path / "one")
     both = [worker(tmp_path / "two", RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
@@ -87,6 +88,7 @@ def test_two_processes_write_the_same_files_as_one(tmp_path: Path) -> None:
     assert ShardFolder(tmp_path / "two").record["complete"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_continues_to_the_same_samples(reference: torch.Tensor, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     process = worker(folder, n=400, steps=20)

@@ -205,6 +205,21 @@ def test_vectors_have_no_picture(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert np.load(tmp_path / "g.npz")["arr_0"].shape == (3, 2)
 
 
+def test_one_of_several_processes_speaks_for_all(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["sample", model, "--steps", 0, "--out", tmp_path / "s"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        outcome = run(*words)
+        assert outcome.code == 2
+        said.append(outcome.err)
+    assert said[0].startswith("Error: ")
+    assert said[1] == ""
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(model: Path, tmp_path: Path) -> None:
     from trueward.cli import main
 

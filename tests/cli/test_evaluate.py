@@ -71,6 +71,7 @@ def test_samples_of_another_range_are_compared_in_the_range_of_the_reference(
     assert a == pytest.approx(b, rel=0.02), "the array was rounded to 256 grey levels"
 
 
+@pytest.mark.slow
 def test_certify_gives_a_verdict_as_exit_code_and_a_certificate(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

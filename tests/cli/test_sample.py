@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -88,6 +89,7 @@ def test_running_a_finished_folder_again_changes_nothing(run: Run, model: Path, 
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "s").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_two_launched_processes_draw_what_one_draws(run: Run, model: Path, tmp_path: Path) -> None:
     words = ["sample", str(model), "--steps", "2", "-n", "30", "--shard-size", "6", "--batch-size", "4"]
     launch = [
@@ -117,6 +119,7 @@ def test_two_launched_processes_draw_what_one_draws(run: Run, model: Path, tmp_p
     assert ShardFolder(tmp_path / "two").record["complete"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_continue_and_continuing_gives_the_same(run: Run, model: Path, tmp_path: Path) -> None:
     words = [
         "sample",

@@ -61,6 +61,7 @@ def test_a_run_resumes_with_the_settings_it_had(run: Run, tmp_path: Path) -> Non
     assert (record["training"]["seed"], record["training"]["steps"]) == (5, 6)
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_continue(tmp_path: Path, run: Run) -> None:
     words = ["train", "--data", "digits", "--out", tmp_path / "r", "--steps", 100000, *TINY, *QUICK]
     process = subprocess.Popen(

@@ -82,6 +82,7 @@ def compare(
     Raises:
         ValueError: unknown sampler, option or metric; a budget too small for a sampler; reference of another shape.
     """
+    began = time.perf_counter()
     specs = parse_samplers(samplers) if isinstance(samplers, str) else [_spec(s) for s in samplers]
     budgets = sorted(set(steps))
     if not specs or not budgets or not seeds:
@@ -142,6 +143,7 @@ def compare(
     pictures = {key: value for key, value in pictures.items() if value.size}
     data = _picture(_rows(reference, _spread_out(len(reference), show)), denoiser.data_range)
     told = {"samples": n, "seeds": list(seeds), **judge.about(), **(about or {}), **records.circumstances()}
+    told["seconds"] = round(time.perf_counter() - began, 1)
     if floor:
         told["held-out data"] = f"{min(n, len(held_out))} samples"  # type: ignore[arg-type]
     return Comparison(cells, judge.qualities, pictures, data if data.size else None, floor, told)

@@ -88,6 +88,7 @@ h1{{font-size:1.4rem}}
 dl{{grid-template-columns:1fr;gap:0}}
 dd{{margin-bottom:8px}}
 th,td{{padding:6px 8px}}
+td:first-child{{white-space:normal;overflow-wrap:anywhere;min-width:8.5em}}
 }}
 @media print{{body{{background:#fff}}.card{{break-inside:avoid}}}}
 """
