@@ -310,7 +310,7 @@ def test_a_table_refuses_what_does_not_belong_to_it():
     table = gaussian_table()
     with pytest.raises(ValueError, match="fit them again"):
         AnalyticCovariance(IsotropicGaussian(VPLinear()), table)
-    with pytest.raises(ValueError, match="gamma is -0.5"):
+    with pytest.raises(ValueError, match=r"gamma is -0\.5"):
         GammaTable.exact(LINEAR, [0.1, 0.2], [0.5, -0.5], [0.5, 0.5])
     with pytest.raises(ValueError, match="gamma is nan"):
         GammaTable.exact(LINEAR, [0.1, 0.2], [0.5, np.nan], [0.5, 0.5])
@@ -328,7 +328,7 @@ def test_a_table_refuses_what_does_not_belong_to_it():
         optimal_variance(LINEAR, 0.2, 0.2, 0.5)
     with pytest.raises(ValueError, match="gamma"):
         optimal_variance(LINEAR, 0.1, 0.2, float("nan"))
-    with pytest.raises(ValueError, match="did you mean|Did you mean"):
+    with pytest.raises(ValueError, match="Did you mean"):
         AnalyticCovariance(IsotropicGaussian(), table, "analytical")
     with pytest.raises(ValueError, match="knows no covariance"):
         Ancestral(5, variance="analytic").sample(IsotropicGaussian(), n=1)

@@ -31,7 +31,7 @@ from trueward.samplers.sampler import check_condition
 from trueward.schedules import DiscreteSchedule, Schedule
 from trueward.times import UniformLogSNR
 
-PILOT = 16
+PILOT_NUMBERS, PILOT = 4096, 16  # before its scatter is believed, a level has at least 16 examples and 4096 numbers
 
 
 def measured_times(schedule: Schedule, points: int = 256) -> np.ndarray:
@@ -173,7 +173,8 @@ def _gather(
     rank, world = process_of_job()
     averages = Averages.empty(len(where), 3)
     done = torch.zeros(len(where), dtype=torch.int64)
-    wanted = torch.full_like(done, available if target is None else min(PILOT, available))
+    pilot = max(PILOT, -(-PILOT_NUMBERS // moments.examples.x[0].numel()))
+    wanted = torch.full_like(done, available if target is None else min(pilot, available))
     bar = None
     if progress and rank == 0:
         from tqdm.auto import tqdm
