@@ -18,6 +18,7 @@ from trueward.certification.law import law_convergence, moments
 from trueward.certification.safety import nan_safety
 from trueward.certification.subject import Subject, subject
 from trueward.schedules import EDM, VE, DiscreteSchedule, Schedule, VPCosine, VPLinear
+from trueward.times import time_grid_names
 from trueward.version import __version__
 
 SCHEDULES: dict[str, Schedule] = {
@@ -59,7 +60,7 @@ def certify(
         name: what to call it.
         schedules: by name; default: VP linear and cosine, EDM and the linear table of DDPM.
         grids: names of time grids to measure the order on; default: the sampler's own and log-SNR everywhere, all of them
-            under the first schedule.
+            under the first schedule. A subject that takes no grid is measured on its own.
         steps: numbers of steps of the convergence runs, rising.
         options: of the sampler, for all runs.
         claims: the order it should have; default: what it says itself.
@@ -88,7 +89,9 @@ def certify(
     for grid in grids or ():
         from trueward.naming import check_name
 
-        check_name("time grid", grid, what.grids)
+        check_name("time grid", grid, what.grids or time_grid_names())
+    if not what.grids:
+        grids = None  # it has only its own
     first, second = next(iter(schedules.values())), list(schedules.values())[-1]
     bench = conduct.Bench(what, first)
     try:
