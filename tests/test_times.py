@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trueward.schedules import VE, EDM, DiscreteSchedule, VPCosine, VPLinear
+from trueward.schedules import EDM, VE, DiscreteSchedule, VPCosine, VPLinear
 from trueward.times import (
     EvenNodes,
     Karras,

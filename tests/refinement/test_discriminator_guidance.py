@@ -10,7 +10,7 @@ import torch
 from trueward.critics import Critic, TruthCritic
 from trueward.refinement import DiscriminatorGuidance
 from trueward.samplers import DDIM, EDMHeun, sampler
-from trueward.schedules import VE, EDM, VPLinear
+from trueward.schedules import EDM, VE, VPLinear
 from trueward.truth import Gaussian, GaussianMixture
 
 F64 = torch.float64

@@ -9,7 +9,7 @@ import torch
 
 from trueward.denoisers import Denoiser, Posterior
 from trueward.samplers import DDIM, Ancestral
-from trueward.schedules import VE, EDM, DiscreteSchedule, VPLinear
+from trueward.schedules import EDM, VE, DiscreteSchedule, VPLinear
 
 
 class Gaussian(Denoiser):

@@ -10,7 +10,7 @@ import torch
 from trueward.denoisers import Denoiser, Posterior
 from trueward.noise import Noise
 from trueward.samplers.edm import EDMHeun
-from trueward.schedules import VE, EDM, DiscreteSchedule, VPLinear
+from trueward.schedules import EDM, VE, DiscreteSchedule, VPLinear
 
 
 class Curved(Denoiser):

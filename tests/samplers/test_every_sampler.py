@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trueward.denoisers import denoiser
 from trueward.noise import Noise
 from trueward.samplers import Sampler, sampler, sampler_names
-from trueward.schedules import VE, EDM, DiscreteSchedule, Schedule, VPCosine, VPLinear
+from trueward.schedules import EDM, VE, DiscreteSchedule, Schedule, VPCosine, VPLinear
 from trueward.truth import GaussianMixture
 
 TRUTH = GaussianMixture(

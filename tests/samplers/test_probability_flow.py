@@ -10,7 +10,7 @@ import torch
 from trueward.denoisers import Denoiser, Posterior
 from trueward.noise import Noise
 from trueward.samplers.probability_flow import _A, _C, _E, ProbabilityFlow
-from trueward.schedules import VE, EDM, DiscreteSchedule, VPCosine, VPLinear
+from trueward.schedules import EDM, VE, DiscreteSchedule, VPCosine, VPLinear
 
 SCHEDULES = [VPLinear(), VPCosine(), VE(), EDM(), DiscreteSchedule.linear()]
 
@@ -56,7 +56,7 @@ def test_inversion_returns_to_the_latent(schedule):
 
 
 def test_the_tableau_satisfies_the_order_conditions():
-    b = list(_A[6]) + [0.0]
+    b = [*list(_A[6]), 0.0]
     for power in range(5):
         assert sum(w * c**power for w, c in zip(b, _C)) == pytest.approx(1 / (power + 1), abs=1e-14)
     for row, c in zip(_A, _C):
