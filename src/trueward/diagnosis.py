@@ -31,6 +31,7 @@ NOISE_TOLERANCE = 0.02  # error of a good network's predicted noise, in its vari
 MEAN_TOLERANCE = 1.1  # of error / bound, over the levels: what a half-trained network may exceed
 MARGIN = 0.02  # a reading must be better by this in the score (or by more at one level and worse at none) ...
 Z = 5.0  # ... and by so many standard errors at one level: false alarms below 2e-4 for 40 readings at 12 levels
+CLEAR = 0.1  # a gain in the score that outweighs being worse at some level
 SCREEN = 64  # samples on which all readings are tried
 
 
@@ -234,13 +235,14 @@ def _best(
 ) -> tuple[Misreading, Errors] | None:
     """The reading that explains the model, the simplest of equally good ones; None if none does.
 
-    Where the model is good as it is, another reading must be worse nowhere; where it is not, it must explain it.
+    Where the model is good as it is, another reading must be worse nowhere or clearly better on the whole; where it is not,
+    it must explain it.
     """
     confirmed = []
     for other in candidates:
         after = bench.errors(other.reading, len(bench.x_0))
         won = gain(bench, own, before, other.reading, after)
-        if won.real and (won.worst > -Z if good else bench.explains(other.reading, after)):
+        if won.real and (won.worst > -Z or won.mean > CLEAR if good else bench.explains(other.reading, after)):
             confirmed.append((won.mean, other, after))
     if not confirmed:
         return None

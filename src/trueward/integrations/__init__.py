@@ -5,12 +5,20 @@ other way round; schedulers and samplers of other libraries are certified like o
 and imported when first used.
 """
 
+import importlib
+from typing import Any
+
 from trueward.integrations.latent import LatentDenoiser
 from trueward.integrations.pipelines import from_pipeline, is_pipeline_folder, load_pipeline
 from trueward.integrations.scheduler_config import prediction_of, schedule_of, times_of_nodes, visited_nodes
 
+# classes that are subclasses of diffusers' own: their modules are imported when they are asked for
+_LAZY = {"TruewardAncestralScheduler": "ancestral_scheduler", "TruewardDPMSolverScheduler": "dpm_solver_scheduler"}
+
 __all__ = [
     "LatentDenoiser",
+    "TruewardAncestralScheduler",
+    "TruewardDPMSolverScheduler",
     "from_pipeline",
     "is_pipeline_folder",
     "load_pipeline",
@@ -19,3 +27,9 @@ __all__ = [
     "times_of_nodes",
     "visited_nodes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
