@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from trueward.objectives import Objective
 
 _EPILOG = """[bold]Examples[/]
 
@@ -251,6 +248,7 @@ def train(
     sampled from their running average. A run that was stopped or killed continues with --resume.
     """
     from trueward.cli.interruption import interruptible
+    from trueward.runs import continue_run, start_run
 
     settings = {
         "steps": steps,
@@ -287,13 +285,13 @@ def train(
     if resume:
         _refuse_changes(model, {"data": data, "size": size, "limit": limit})
         with interruptible(_hint(out)):
-            _continue(out, given, device)
+            continue_run(out, given, device)
         typer.echo(f"{out}: trained")
         return
     if data is None:
         raise ValueError("Say what to train on with --data DATA, or continue a run with --resume.")
     with interruptible(_hint(out)):
-        _start(data, out, given, model, {"size": size, "limit": limit}, device)
+        start_run(data, out, given, model, {"size": size, "limit": limit}, device)
     typer.echo(f"{out}: trained. Next: trueward sample {out} --out grid.png")
 
 
@@ -310,81 +308,6 @@ def _numbers(option: str, text: str) -> list[int]:
     if any(number < 1 for number in numbers):
         raise ValueError(f"{option} must be whole numbers >= 1, got {text!r}.")
     return numbers
-
-
-def _start(
-    data: str, out: Path, given: dict[str, Any], model: dict[str, Any], shaping: dict[str, Any], device: str | None
-) -> None:
-    """A new run: everything is checked before the folder is made."""
-    from trueward.data import load_data
-    from trueward.designs import design
-    from trueward.training import TrainingConfig, recipe, recipe_names
-    from trueward.training import train as run
-
-    settings, objective, description = dict(given), None, None
-    changed = {name: value for name, value in model.items() if value is not None}
-    if data in recipe_names() and shaping["size"] is None:
-        found = recipe(data)
-        settings = {**found.training, **given}
-        if not changed.keys() & {"network", "schedule", "prediction", "conditional"}:
-            objective = found.objective
-            description = {**found.model, "network": {**found.model["network"], **changed}}
-    config = TrainingConfig.from_config(settings)
-    loaded = load_data(data, **{name: value for name, value in shaping.items() if value is not None})
-    if description is None:
-        description = design(loaded, **_with_defaults(model))
-    run(description, loaded, out, objective=objective, config=config, device=device)
-
-
-def _with_defaults(model: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in model.items() if value is not None}
-
-
-def _continue(out: Path, given: dict[str, Any], device: str | None) -> None:
-    """The run in `out` as its record describes it, with what was given anew."""
-    from trueward import records
-    from trueward.data import load_data
-    from trueward.training import TrainingConfig
-    from trueward.training import train as run
-
-    if not (out / "run.json").is_file():
-        raise ValueError(f"There is no run in {out} to resume: it has no run.json.")
-    before = records.read_json(out / "run.json")
-    try:
-        load = before["data"]["load"]
-        settings, description = before["training"], {part: before[part] for part in ("network", "denoiser")}
-        objective = _objective(before["objective"])
-    except (KeyError, TypeError):
-        raise ValueError(f"{out / 'run.json'} does not describe a training run.") from None
-    if load is None:
-        raise ValueError(
-            f"The run in {out} was trained on data in memory: resume it from Python, trueward.training.train(..., resume=True)."
-        )
-    loaded = load_data(**load)
-    run(
-        description,
-        loaded,
-        out,
-        resume=True,
-        objective=objective,
-        config=TrainingConfig.from_config({**settings, **given}),
-        device=device,
-    )
-
-
-def _objective(config: dict[str, Any]) -> Objective:
-    """The objective that a record describes."""
-    from trueward.objectives import DSM, times_from_config
-
-    options = dict(config)
-    name = options.pop("objective")
-    if name != "DSM":
-        raise ValueError(
-            f"The run was trained with {name}: resume it from Python, trueward.training.train(..., resume=True)."
-        )
-    if options.get("times") is not None:
-        options["times"] = times_from_config(options["times"])
-    return DSM(**options)
 
 
 def _refuse_changes(model: dict[str, Any], data: dict[str, Any]) -> None:
