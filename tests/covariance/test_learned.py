@@ -88,7 +88,7 @@ def test_what_an_imperfect_mean_does_to_either_form(c):
 EDGES = [(1, 112), (112, 223), (223, 334), (100, 300)]
 
 
-def edge_kl(s, t, covariance, c=1.0, pieces=400_001):
+def edge_kl(s, t, covariance, c=1.0, pieces=200_001):
     """Expected divergence of the step t -> s for a covariance given as a function of x, on a dense grid."""
     x, w = two_point_law(t, pieces)
     alpha, sigma = LINEAR.at(node(t))
