@@ -8,6 +8,7 @@ and imported when first used.
 import importlib
 from typing import Any
 
+from trueward.integrations.k_diffusion import from_k_diffusion, to_k_diffusion
 from trueward.integrations.latent import LatentDenoiser
 from trueward.integrations.pipelines import from_pipeline, is_pipeline_folder, load_pipeline
 from trueward.integrations.scheduler_config import prediction_of, schedule_of, times_of_nodes, visited_nodes
@@ -19,12 +20,14 @@ __all__ = [
     "LatentDenoiser",
     "TruewardAncestralScheduler",
     "TruewardDPMSolverScheduler",
+    "from_k_diffusion",
     "from_pipeline",
     "is_pipeline_folder",
     "load_pipeline",
     "prediction_of",
     "schedule_of",
     "times_of_nodes",
+    "to_k_diffusion",
     "visited_nodes",
 ]
 

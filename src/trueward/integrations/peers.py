@@ -16,9 +16,10 @@ def peer(name: str) -> ModuleType:
     """
     library = name.split(".")[0]
     try:
-        return importlib.import_module(name)
+        importlib.import_module(library)
     except ModuleNotFoundError as error:
         if error.name != library:
             raise
         install = f'pip install "trueward[{EXTRAS[library]}]"' if library in EXTRAS else f"pip install {library}"
         raise ValueError(f"This needs the package {library}: {install}.") from error
+    return importlib.import_module(name)
