@@ -33,10 +33,18 @@ class Levels:
 
     @classmethod
     def of(cls, schedule: Schedule, t: np.ndarray, clean: bool = False) -> Levels:
-        """The levels at the times `t`; `clean` appends the data themselves (t = 0, alpha = 1, sigma = 0)."""
+        """The levels at the times `t`; `clean` appends the data themselves (t = 0, alpha = 1, sigma = 0).
+
+        Raises:
+            ValueError: if a noise level is to be appended to that is the data already.
+        """
         times = torch.as_tensor(t, dtype=torch.float64)
         alpha, sigma = schedule.alpha(times).numpy(), schedule.sigma(times).numpy()
         if clean:
+            if sigma[-1] == 0.0:
+                raise ValueError(
+                    f"t_end={t[-1]:g} has no noise left, but this sampler goes on to the data by itself: end at a positive time."
+                )
             t, alpha, sigma = np.append(t, 0.0), np.append(alpha, 1.0), np.append(sigma, 0.0)
         return cls(t, alpha, sigma)
 

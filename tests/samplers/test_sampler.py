@@ -189,6 +189,8 @@ def test_table_gives_floats_for_a_level_and_columns_for_rows():
         (lambda: DDIM(True), "steps must be a whole number"),
         (lambda: DDIM(5, grid="unifrom"), "Did you mean 'uniform'"),
         (lambda: DDIM(5, t_end=-1.0), "t_end must be a finite time >= 0"),
+        (lambda: DDIM(5, t_end=0.0).sample(Gaussian(), n=1), "no noise left"),
+        (lambda: EDMHeun(5, t_end=0.0, grid="uniform").sample(Gaussian(), n=1), "no noise left"),
         (lambda: DDIM(5, eta=1.5), r"eta must lie in \[0, 1\]"),
         (lambda: Ancestral(5, variance="gamma"), "Unknown variance 'gamma'"),
         (lambda: Ancestral(5, eta=0.5, variance="beta"), "belongs to eta=1"),

@@ -174,7 +174,8 @@ class Ancestral(Sampler):
         self, run: Run, x: Tensor, level: Level, draw: int | Tensor | None = None, out: Tensor | None = None
     ) -> Tensor:
         mean, std = self.transition(run, x, level, out)
-        if not self.stochastic or (isinstance(std, float) and std == 0.0) or level == run.plan.steps - 1:
+        last = isinstance(level, int) and level == run.plan.steps - 1
+        if not self.stochastic or last or (isinstance(std, float) and std == 0.0):
             return mean
         noise = run.normal(level + 1 if draw is None else draw, x)
         if isinstance(std, FullCovariance):
@@ -204,4 +205,5 @@ class DDIM(Ancestral):
     eta: float = 0.0
 
     name: ClassVar[str] = "ddim"
+    order: ClassVar[int] = 1
     citation: ClassVar[tuple[str, ...]] = ("song2021denoising",)
