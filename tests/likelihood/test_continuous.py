@@ -38,7 +38,7 @@ def test_with_many_steps_every_variance_gives_the_continuous_bound(variance):
     model = IsotropicGaussian(schedule, knows=True)
     limit = continuous_elbo(model, X_0, decoder=GaussianDensity(), points=64)
     many = elbo(
-        model, X_0, Ancestral(200, variance=variance, grid="log-snr"), decoder=GaussianDensity(), batch_size=4000
+        model, X_0, Ancestral(400, variance=variance, grid="log-snr"), decoder=GaussianDensity(), batch_size=4000
     )
     assert many.total == pytest.approx(limit.total, abs=0.06)
 
