@@ -172,7 +172,7 @@ def test_a_pickle_is_refused_unopened(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"cos\nsystem\n(S'exit 3'\ntR.")
-    with pytest.raises(ValueError, match="is a pickle.*refused"):
+    with pytest.raises(ValueError, match=r"is a pickle.*refused"):
         load(path)
 
 

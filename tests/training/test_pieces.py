@@ -1,5 +1,6 @@
 """The pieces of the trainer: average, data order, learning rate, storage."""
 
+import itertools
 import math
 
 import pytest
@@ -42,6 +43,15 @@ def test_the_average_is_float32_for_half_precision_weights():
     assert layer.weight.dtype == torch.bfloat16
 
 
+def test_buffers_are_those_of_the_trained_module():
+    norm, copied = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    ema = EMA(norm, 0.9)
+    norm(torch.randn(16, 2) + 3.0)
+    ema.copy_to(copied, norm)
+    assert torch.equal(copied.running_mean, norm.running_mean)
+    assert copied.running_mean.mean() > 0.1
+
+
 def test_no_decay_keeps_the_last_weights():
     layer = nn.Linear(2, 2)
     ema = EMA(layer, 0.0)
@@ -72,7 +82,7 @@ def test_seeds_of_neighbouring_steps_are_unrelated():
     seeds = [mixed_seed(s, p, k) for s in range(4) for p in range(4) for k in range(200)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= s < 2**63 for s in seeds)
-    ones = sum(bin(a ^ b).count("1") for a, b in zip(seeds, seeds[1:])) / (len(seeds) - 1)
+    ones = sum(bin(a ^ b).count("1") for a, b in itertools.pairwise(seeds)) / (len(seeds) - 1)
     assert abs(ones - 31.5) < 0.5  # 63 fair coins, 3199 times: standard error 0.07
 
 
@@ -153,19 +163,15 @@ def test_the_faster_form_is_chosen_only_if_it_is_clearly_faster(monkeypatch):
     assert [c.name for c in candidates(nn.Linear(1, 1), config, cpu)] == ["float32", "bf16"]
     assert [c.precision for c in candidates(layer, TrainingConfig(mixed_precision="no"), cpu)] == ["no", "no"]
 
-    for bf16_share, wanted in ((0.5, "bf16"), (0.99, "no"), (1.5, "no")):
-        clock = iter(range(10**6))
-        now = [0.0]
+    now = [0.0]
 
-        def perf_counter():
-            next(clock)
-            return now[0]
+    def losses(module):
+        now[0] += bf16_share if torch.is_autocast_enabled("cpu") else 1.0
+        return module(torch.zeros(1, 1, 3, 3))
 
-        def losses(module, share=bf16_share, now=now):
-            now[0] += share if torch.is_autocast_enabled("cpu") else 1.0
-            return module(torch.zeros(1, 1, 3, 3))
-
-        monkeypatch.setattr(speed.time, "perf_counter", perf_counter)
+    for clock in ("perf_counter", "process_time"):
+        monkeypatch.setattr(speed.time, clock, lambda: now[0])
+    for bf16_share, wanted in ((0.5, "bf16"), (0.99, "no"), (1.5, "no")):  # noqa: B007
         assert choose(layer, losses, config, cpu).precision == wanted
     assert choose(layer, losses, TrainingConfig(speed="plain"), cpu) == Speed()
 

@@ -6,7 +6,9 @@
 
 from trueward.training.config import TrainingConfig
 from trueward.training.ema import EMA
+from trueward.training.feed import TrainingData
 from trueward.training.recipes import Recipe, recipe, recipe_names
-from trueward.training.trainer import Trainer, TrainingData, train
+from trueward.training.start import train
+from trueward.training.trainer import Trainer
 
 __all__ = ["EMA", "Recipe", "Trainer", "TrainingConfig", "TrainingData", "recipe", "recipe_names", "train"]

@@ -43,11 +43,15 @@ class EMA:
         torch._foreach_lerp_(self.average, weights, 1.0 - self.rate(self.updates))
 
     @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Writes the average into the module's weights."""
+    def copy_to(self, module: nn.Module, source: nn.Module | None = None) -> None:
+        """Writes the average into another module's weights; its buffers become those of `source`, if given."""
         parameters = dict(module.named_parameters())
         for name, value in zip(self.names, self.average, strict=True):
             parameters[name].copy_(value)
+        if source is not None:
+            buffers = dict(source.named_buffers())
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average by parameter name."""
