@@ -113,7 +113,7 @@ def fit_covariance(
     check_name("covariance", kind, ["analytic", "analytic-full", *HEADS])
     folder = checked_output(find(model) if out is None else out)
     denoiser = load_model(model, device)
-    examples = reference_of(denoiser, data)
+    examples = reference_of(denoiser, data).train
     hint = (
         f"Continue with: trueward fit-covariance {model} --kind {kind} --resume"
         if kind in HEADS

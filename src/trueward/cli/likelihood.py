@@ -10,6 +10,7 @@ import typer
 from trueward.cli.options import BatchSize, Device, Json, Model
 
 if TYPE_CHECKING:
+    from trueward.data import Dataset
     from trueward.denoisers import Denoiser
     from trueward.likelihood import Bound, DiscretizedGaussian
     from trueward.times import TimeGrid
@@ -44,7 +45,7 @@ def likelihood(
     data: Annotated[
         str | None, typer.Option(metavar="DATA", show_default="what the model was trained on", help="Data to measure.")
     ] = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Split of the data: train, test or all.")] = "test",
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split of the data: train or test.")] = "test",
     limit: Annotated[
         int | None, typer.Option(metavar="COUNT", show_default="all", help="Use only the first samples.")
     ] = None,
@@ -74,16 +75,18 @@ def likelihood(
     device: Device = "auto",
 ) -> None:
     """Measure the variational bound of the likelihood, in bits per dimension, plus or minus its standard error."""
+    from accelerate import PartialState
+
     from trueward import records
     from trueward.cli.options import checked_output, load_model
-    from trueward.data import load_data
+    from trueward.covariance.averages import process_of_job
     from trueward.likelihood import DiscretizedGaussian, continuous_elbo, elbo
     from trueward.loading import find
     from trueward.naming import check_name
-    from trueward.reports.reference import reference_of
     from trueward.sampler_specs import parse_counts
     from trueward.samplers.ancestral import COVARIANCES, GUESSED, Ancestral
 
+    PartialState()  # joins the job, if this process was launched as part of one
     if out is not None:
         checked_output(out, ".json")
     counts, kinds = parse_counts("--steps", steps), [piece.strip() for piece in variance.split(",")]
@@ -91,13 +94,7 @@ def likelihood(
         check_name("variance", kind, [*GUESSED, *COVARIANCES])
     folder = find(model) if covariance is None else covariance
     denoiser = load_model(model, device)
-    if data is None:  # the other split of what the model was trained on
-        origin = reference_of(denoiser, None).origin
-        if origin is None:
-            raise ValueError("The model's record does not say how its data are loaded again: give --data.")
-        examples = load_data(**{**origin, "split": split, "limit": limit})
-    else:
-        examples = load_data(data, split=split, limit=limit)
+    examples = _examples(denoiser, data, split, limit)
     decoder = None if examples.levels is None else _decoder(examples, denoiser, cdf)
     if decoder is None:
         raise ValueError("Bits per dimension need quantised data, and these do not say their number of levels.")
@@ -112,6 +109,8 @@ def likelihood(
             grid = _grid(trajectory, folder, denoiser, count)
             sampler = Ancestral(count, variance=kind, grid=grid)
             bounds.append((kind, count, elbo(wrapped, examples, sampler, progress=True, **common)))
+    if process_of_job()[0]:
+        return
     record = {
         "model": model,
         "data": examples.to_config(),
@@ -129,6 +128,19 @@ def likelihood(
         typer.echo(text.dumps(records._plain(record)))
     else:
         _print(bounds, trajectory, len(examples))
+
+
+def _examples(denoiser: Denoiser, data: str | None, split: str, limit: int | None) -> Dataset:
+    """The data to measure, of the model's shape."""
+    from trueward.naming import check_name
+    from trueward.reports.reference import reference_of
+
+    check_name("split", split, ["train", "test"])
+    reference = reference_of(denoiser, data)
+    found = reference.train if split == "train" else reference.held_out
+    if found is None:
+        raise ValueError("These data come in one piece and have no test split; measure --split train.")
+    return found if limit is None else found.subset(slice(0, limit))
 
 
 def _decoder(examples: Any, denoiser: Denoiser, cdf: str) -> DiscretizedGaussian:
