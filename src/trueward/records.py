@@ -33,6 +33,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield part
+        part.chmod(0o644)  # some writers make files that only their owner can read
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
