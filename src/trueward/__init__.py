@@ -23,6 +23,7 @@ from trueward.version import __version__
 if TYPE_CHECKING:
     from trueward.certification import Certificate as Certificate
     from trueward.certification import certify as certify
+    from trueward.checking import check as check
     from trueward.covariance import AnalyticCovariance as AnalyticCovariance
     from trueward.covariance import NPRCovariance as NPRCovariance
     from trueward.covariance import SNCovariance as SNCovariance
@@ -37,16 +38,23 @@ if TYPE_CHECKING:
     from trueward.denoisers import Denoiser as Denoiser
     from trueward.denoisers import EDMDenoiser as EDMDenoiser
     from trueward.denoisers import EpsDenoiser as EpsDenoiser
+    from trueward.denoisers import FlowDenoiser as FlowDenoiser
     from trueward.denoisers import Posterior as Posterior
     from trueward.denoisers import ScoreDenoiser as ScoreDenoiser
     from trueward.denoisers import VDenoiser as VDenoiser
     from trueward.denoisers import denoiser as denoiser
+    from trueward.designs import design as design
+    from trueward.drawing import Drawing as Drawing
+    from trueward.integrations import from_k_diffusion as from_k_diffusion
     from trueward.integrations import from_pipeline as from_pipeline
     from trueward.integrations import load_pipeline as load_pipeline
+    from trueward.integrations import to_k_diffusion as to_k_diffusion
+    from trueward.integrations import to_pipeline as to_pipeline
     from trueward.likelihood import elbo as elbo
     from trueward.loading import load as load
     from trueward.loading import save_run as save_run
     from trueward.loading import zoo_names as zoo_names
+    from trueward.metrics import evaluate as evaluate
     from trueward.networks import MLP as MLP
     from trueward.networks import UNet as UNet
     from trueward.networks import network as network
@@ -58,6 +66,10 @@ if TYPE_CHECKING:
     from trueward.refinement import DiscriminatorGuidance as DiscriminatorGuidance
     from trueward.reports import Comparison as Comparison
     from trueward.reports.compare import compare as compare
+    from trueward.runs import continue_run as continue_run
+    from trueward.runs import start_run as start_run
+    from trueward.sampler_specs import SamplerSpec as SamplerSpec
+    from trueward.sampler_specs import register_correction as register_correction
     from trueward.samplers import DDIM as DDIM
     from trueward.samplers import Ancestral as Ancestral
     from trueward.samplers import DPMSolver as DPMSolver
@@ -77,11 +89,14 @@ if TYPE_CHECKING:
     from trueward.schedules import EDM as EDM
     from trueward.schedules import VE as VE
     from trueward.schedules import DiscreteSchedule as DiscreteSchedule
+    from trueward.schedules import FlowMatching as FlowMatching
     from trueward.schedules import Schedule as Schedule
     from trueward.schedules import VPCosine as VPCosine
     from trueward.schedules import VPLinear as VPLinear
     from trueward.schedules import schedule as schedule
     from trueward.schedules import schedule_names as schedule_names
+    from trueward.shards import ShardFolder as ShardFolder
+    from trueward.shards import sample_to_folder as sample_to_folder
     from trueward.times import EvenNodes as EvenNodes
     from trueward.times import Karras as Karras
     from trueward.times import QuadraticTime as QuadraticTime
@@ -98,8 +113,8 @@ if TYPE_CHECKING:
     from trueward.training import train as train
 
 _NAMES = {
-    "schedules": "Schedule VPLinear VPCosine VE EDM DiscreteSchedule schedule schedule_names",
-    "denoisers": "Denoiser Posterior EpsDenoiser DataDenoiser VDenoiser ScoreDenoiser EDMDenoiser denoiser ClassifierFreeGuidance ClassifierGuidance",
+    "schedules": "Schedule VPLinear VPCosine VE EDM DiscreteSchedule FlowMatching schedule schedule_names",
+    "denoisers": "Denoiser Posterior EpsDenoiser DataDenoiser VDenoiser ScoreDenoiser EDMDenoiser FlowDenoiser denoiser ClassifierFreeGuidance ClassifierGuidance",
     "times": "TimeGrid UniformLogSNR UniformTime QuadraticTime Karras EvenNodes Times time_grid time_grid_names",
     "noise": "Noise",
     "samplers": "Sampler Samples Step Ancestral DDIM EDMHeun ProbabilityFlow DPMSolver DPMSolverMultistep DPMSolverSDE DPMSolverSinglestep DPMSolverFast DPMSolverAdaptive sampler sampler_names register_sampler",
@@ -112,10 +127,17 @@ _NAMES = {
     "reports": "Comparison",
     "reports.compare": "compare",
     "critics": "Critic",
-    "integrations": "from_pipeline load_pipeline",
+    "integrations": "from_pipeline load_pipeline to_pipeline from_k_diffusion to_k_diffusion",
     "refinement": "DiscriminatorGuidance DiffRS",
     "covariance": "AnalyticCovariance SNCovariance NPRCovariance estimate_gamma with_covariance",
     "likelihood": "elbo",
+    "designs": "design",
+    "sampler_specs": "SamplerSpec register_correction",
+    "drawing": "Drawing",
+    "shards": "sample_to_folder ShardFolder",
+    "runs": "start_run continue_run",
+    "metrics": "evaluate",
+    "checking": "check",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _ROOMS = (
@@ -138,6 +160,7 @@ _ROOMS = (
     "times",
     "training",
     "truth",
+    "zoo",
 )
 
 __all__ = ["__version__", "citations", "method", "methods", *_HOME, *_ROOMS]
