@@ -403,6 +403,7 @@ class DiscreteSchedule(VariancePreserving):
     label_mapping: str = "exact"
     _log_alpha: Tensor = field(init=False, repr=False, compare=False)
     _cache: dict[Any, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _hash: int = field(init=False, repr=False, compare=False)  # asked for at every step by what is remembered per schedule
     citation: ClassVar[tuple[str, ...]] = ("ho2020denoising", "lu2022dpmsolver")
 
     def __post_init__(self) -> None:
@@ -423,6 +424,9 @@ class DiscreteSchedule(VariancePreserving):
                 f"half_log_snr_clip={self.half_log_snr_clip} leaves {kept} of {len(self.betas)} nodes; at least two are needed."
             )
         object.__setattr__(self, "_log_alpha", log_alpha[:kept])
+        # numbers only: their hashes are the same in every process, so a pickled schedule keeps its own
+        identity = (self.betas, self.half_log_snr_clip, self.label_scale or 0.0, self.label_mapping == "exact")
+        object.__setattr__(self, "_hash", hash(identity))
         self.validate()
 
     @classmethod
@@ -458,16 +462,7 @@ class DiscreteSchedule(VariancePreserving):
         return cls(tuple(betas.tolist()), **options)
 
     def __hash__(self) -> int:
-        return hash(
-            (
-                self.betas[:4],
-                self.betas[-4:],
-                len(self.betas),
-                self.half_log_snr_clip,
-                self.label_scale,
-                self.label_mapping,
-            )
-        )
+        return self._hash
 
     @property
     def nodes(self) -> int:
