@@ -139,7 +139,6 @@ def test_the_rule_for_the_bad_tail(size, first, levels, expected):
     assert bad_tail(gamma, levels) == expected
 
 
-@pytest.mark.filterwarnings("ignore:gamma is inconsistent")
 def test_the_bad_tail_is_spaced_evenly_and_ends_at_the_last_node():
     gamma = SMALL_GAMMA.copy()
     gamma[18] = 1.01

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from trueward.covariance import GammaTable
     from trueward.denoisers import Denoiser
 
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        show_default="the model's own",
+        help="Ask the model under another process: ddpm-linear, ddpm-cosine, vp-linear, edm, ...",
+    ),
+]
 _EPILOG = """[bold]Examples[/]
 
 [cyan]trueward fit-covariance digits --out runs/digits[/] — Analytic-DPM: no training, a minute
@@ -95,6 +103,7 @@ def fit_covariance(
         int, typer.Option("--batch-size", "-b", metavar="SAMPLES", help="Rows in one call of the network.")
     ] = 128,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of examples, noise and training.")] = 0,
+    schedule: Schedule = None,
     device: Device = "auto",
 ) -> None:
     """Fit the covariance of the reverse steps of a trained model.
@@ -114,6 +123,7 @@ def fit_covariance(
     folder = checked_output(find(model) if out is None else out)
     denoiser = load_model(model, device)
     examples = reference_of(denoiser, data).train
+    denoiser = under_schedule(denoiser, schedule)
     hint = (
         f"Continue with: trueward fit-covariance {model} --kind {kind} --resume"
         if kind in HEADS
@@ -144,6 +154,15 @@ def fit_covariance(
                 _tell(measured, denoiser, folder)
     if _first():
         typer.echo(f"{path}: head fitted. Next: trueward likelihood {model} --variance {kind}")
+
+
+def under_schedule(denoiser: Denoiser, name: str | None) -> Denoiser:
+    """The model under another schedule; itself, if none is named."""
+    if name is None:
+        return denoiser
+    from trueward.schedules import schedule
+
+    return denoiser.on(schedule(name)).eval()
 
 
 def _first() -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trueward.cli.fit_covariance import Schedule, under_schedule
 from trueward.cli.options import BatchSize, Device, Json, Model
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def likelihood(
         Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Also write every term as JSON.")
     ] = None,
     json: Json = False,
+    schedule: Schedule = None,
     device: Device = "auto",
 ) -> None:
     """Measure the variational bound of the likelihood, in bits per dimension, plus or minus its standard error."""
@@ -95,6 +97,7 @@ def likelihood(
     folder = find(model) if covariance is None else covariance
     denoiser = load_model(model, device)
     examples = _examples(denoiser, data, split, limit)
+    denoiser = under_schedule(denoiser, schedule)
     decoder = None if examples.levels is None else _decoder(examples, denoiser, cdf)
     if decoder is None:
         raise ValueError("Bits per dimension need quantised data, and these do not say their number of levels.")
@@ -116,6 +119,7 @@ def likelihood(
         "data": examples.to_config(),
         "split": split,
         "trajectory": trajectory,
+        "schedule": denoiser.schedule.to_config(),
         "floor": floor,
         "bounds": [{"variance": kind, "steps": count, **bound.to_record()} for kind, count, bound in bounds],
         **records.circumstances(),

@@ -191,7 +191,10 @@ def optimal_levels(
         paths = least_cost_paths(step_costs(table, kind, data_range), max(counts))
         return {count: paths.path(count) for count in counts}
     shares = {count: bad_tail(table.gamma, count) for count in counts}
-    paths = least_cost_paths(simplified_costs(table), max(first for _, first, _ in shares.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # inconsistent edges lie in the tail, which the rule keeps out of the program
+        cost = simplified_costs(table)
+    paths = least_cost_paths(cost, max(first for _, first, _ in shares.values()))
     found = {}
     for count, (kept, first, rest) in shares.items():
         head = list(range(kept)) if first == kept else [0] if first == 1 else paths.path(first, kept - 1)
