@@ -8,6 +8,7 @@ and imported when first used.
 import importlib
 from typing import Any
 
+from trueward.integrations.export import to_pipeline
 from trueward.integrations.k_diffusion import from_k_diffusion, to_k_diffusion
 from trueward.integrations.latent import LatentDenoiser
 from trueward.integrations.pipelines import from_pipeline, is_pipeline_folder, load_pipeline
@@ -28,6 +29,7 @@ __all__ = [
     "schedule_of",
     "times_of_nodes",
     "to_k_diffusion",
+    "to_pipeline",
     "visited_nodes",
 ]
 

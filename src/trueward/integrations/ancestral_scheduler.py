@@ -15,6 +15,7 @@ from trueward.naming import check_name
 from trueward.samplers.reverse_step import ReverseSteps
 
 from diffusers.configuration_utils import register_to_config  # isort: skip
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  # isort: skip  # diffusers looks for it here
 from diffusers.utils.torch_utils import randn_tensor  # isort: skip
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range", "posterior")

@@ -22,6 +22,7 @@ from trueward.samplers.exponential import (
 from trueward.times import Levels
 
 from diffusers.configuration_utils import register_to_config  # isort: skip
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  # isort: skip  # diffusers looks for it here
 from diffusers.utils.torch_utils import randn_tensor  # isort: skip
 
 FORMS = {"dpmsolver": "noise", "dpmsolver++": "data", "sde-dpmsolver++": "data"}

@@ -8,6 +8,7 @@ that also predicts variances (doubled channels) is read by its mean. The time in
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from trueward.integrations.peers import peer
 from trueward.integrations.scheduler_config import configuration, is_edm, prediction_of, schedule_of
 
 INDEX = "model_index.json"
+OWN_MODULES = tuple(
+    f"trueward.integrations.{name}" for name in ("ancestral_scheduler", "dpm_solver_scheduler", "exported_network")
+)
 
 
 def is_pipeline_folder(folder: str | Path) -> bool:
@@ -49,6 +53,10 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None, 
         index = json.loads((folder / INDEX).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / INDEX} is not valid JSON: {error}.") from error
+    # diffusers loads classes of other libraries only from modules that were imported before; ours may be
+    for library in {str(entry[0]) for entry in index.values() if isinstance(entry, list)} & set(OWN_MODULES):
+        peer("diffusers")
+        importlib.import_module(library)
     unused = {name: None for name in ("safety_checker", "feature_extractor") if name in index}
     if "safety_checker" in unused:
         unused["requires_safety_checker"] = False  # type: ignore[assignment]
@@ -181,7 +189,8 @@ def _adapter(network: nn.Module, null_class: bool | None) -> PipelineNetwork:
         return ClassNetwork(network, int(config.num_embeds_ada_norm) + 1, null_class is not False)
     if kind in ("UNet2DModel", "TruewardNetwork"):
         classes = getattr(config, "num_class_embeds", None)
-        return PipelineNetwork(network) if not classes else ClassNetwork(network, int(classes), bool(null_class))
+        has_null = null_class if null_class is not None else kind == "TruewardNetwork"
+        return ClassNetwork(network, int(classes), has_null) if classes else PipelineNetwork(network)
     raise ValueError(
         f"A pipeline with a {kind} is not supported; supported are UNet2DModel, UNet2DConditionModel and DiTTransformer2DModel. Other networks become denoisers with trueward.denoiser(network, schedule, prediction=...)."
     )
@@ -229,7 +238,9 @@ class _PromptEncoder:
         )
         encoding = {"encoder_hidden_states": answer[0].to(parameter.dtype)}
         if self.extended:  # SD XL is also told the size of the original, the crop and the target
-            sizes = torch.tensor([[self.side, self.side, 0, 0, self.side, self.side]], dtype=parameter.dtype, device=parameter.device)
+            sizes = torch.tensor(
+                [[self.side, self.side, 0, 0, self.side, self.side]], dtype=parameter.dtype, device=parameter.device
+            )
             encoding["text_embeds"] = answer[2].to(parameter.dtype)
             encoding["time_ids"] = sizes.expand(len(prompts), -1)
         return encoding
