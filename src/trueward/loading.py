@@ -136,7 +136,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -199,7 +199,7 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Denoiser
     """A trained model, ready to sample: ``load("digits")``, ``load("runs/mine")``.
 
     Args:
-        name: a folder written by training, or a model that comes with the package.
+        name: a folder written by training, a diffusers pipeline folder, or a model that comes with the package.
         device: where to put it; default: the CPU.
 
     Returns:
@@ -210,13 +210,17 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Denoiser
     """
     folder = find(name)
     if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} has no run.json: it is not a trueward run.")
+        from trueward.integrations.pipelines import is_pipeline_folder, load_pipeline
+
+        if is_pipeline_folder(folder):
+            return load_pipeline(folder, device)
+        raise ValueError(f"{folder} has neither run.json nor model_index.json: it is no trueward run and no diffusers pipeline.")
     run = _read_run(folder)
     try:
         model = build_model(run)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'run.json'} is damaged: {error}.") from None
-    set_weights(model.network, _read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
+    set_weights(model.network, read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
     model.requires_grad_(False).eval()
     model.record = run  # type: ignore[assignment]
     return model.to(device) if device is not None else model

@@ -5,6 +5,16 @@ score, diffusion rejection sampling accepts with the ratio, importance-reweighte
 """
 
 from trueward.critics.critic import Critic
+from trueward.critics.discriminator import Discriminator
 from trueward.critics.exact import TruthCritic
+from trueward.critics.training import Calibration, CriticRecord, calibration, train_critic
 
-__all__ = ["Critic", "TruthCritic"]
+__all__ = [
+    "Calibration",
+    "Critic",
+    "CriticRecord",
+    "Discriminator",
+    "TruthCritic",
+    "calibration",
+    "train_critic",
+]
