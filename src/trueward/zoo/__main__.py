@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,8 @@ def main() -> None:
     parser.add_argument("--schedule", default="vp-linear", help="schedule to put the model on")
     arguments = parser.parse_args()
     model = load(arguments.run)
-    record = {k: v for k, v in model.record.items() if k not in ("format", "kind", "network", "denoiser")}
+    told: dict[str, Any] = model.record  # type: ignore[assignment]
+    record = {k: v for k, v in told.items() if k not in ("format", "kind", "network", "denoiser")}
     model = model.on(schedule(arguments.schedule))
     if not isinstance(model, NetworkDenoiser):
         parser.error("this model cannot change its schedule without a wrapper; leave it on its own")
