@@ -74,8 +74,8 @@ def two_point_law(n, count=200_001):
     return alpha + sigma * z, w
 
 
-def two_point_gamma(n):
-    x, w = two_point_law(n)
+def two_point_gamma(n, count=200_001):
+    x, w = two_point_law(n, count)
     return float((w * two_points(n, x)[2] ** 2).sum())
 
 

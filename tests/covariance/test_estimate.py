@@ -93,13 +93,13 @@ def estimate_gamma_quietly(*args, **options):
 
 def test_a_stated_relative_error_is_reached_with_as_few_examples_as_each_level_needs():
     table = estimate_gamma(
-        TwoPoints(), signs(20_000), relative_error=0.01, times=[*NODES, 0.9, 1.0], max_samples=20_000
+        TwoPoints(), signs(20_000), relative_error=0.012, times=[*NODES, 0.9, 1.0], max_samples=20_000
     )
-    assert (table.gamma_error <= 0.01 * table.gamma).all()
+    assert (table.gamma_error <= 0.012 * table.gamma).all()
     assert table.count[-1] == 4096  # the least: nothing more to learn where the prediction is the noise
-    assert table.count[1] > 6000
+    assert 6000 < table.count[1] < 20_000
     exact = np.array([two_point_gamma(n) for n in (100, 200, 300, 500, 900, 1000)])
-    assert (np.abs(table.gamma / exact - 1) < 0.045).all()  # 4.5 stated errors
+    assert (np.abs(table.gamma / exact - 1) < 0.054).all()  # 4.5 stated errors
 
 
 def test_high_dimensions_need_few_examples():
