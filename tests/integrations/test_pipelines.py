@@ -9,6 +9,7 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 
+import trueward
 from trueward.denoisers import ClassifierFreeGuidance
 from trueward.integrations import LatentDenoiser, from_pipeline, load_pipeline, times_of_nodes, visited_nodes
 from trueward.noise import Noise
@@ -246,6 +247,9 @@ def test_folders_are_read_back(tmp_path):
         assert not loaded.training
         assert loaded.schedule == from_pipeline(pipe).schedule
         assert torch.allclose(loaded(x, 0.5).mean, from_pipeline(pipe)(x, 0.5).mean, atol=1e-6)
+    by_name = trueward.load(tmp_path / "pixel")
+    assert torch.equal(by_name(x, 0.5).mean, loaded(x, 0.5).mean)
+    assert by_name.record["pipeline"] == "DDPMPipeline"
     text = tiny.stable_diffusion()
     text.save_pretrained(tmp_path / "text")
     index = json.loads((tmp_path / "text" / "model_index.json").read_text())

@@ -98,7 +98,9 @@ class TruewardAncestralScheduler(TruewardScheduler):
         """The Analytic-DPM version of a scheduler, from the variance of x_0 given x_t at every node."""
         table = [float(v) for v in posterior_variance]
         chosen = {"variance_type": "posterior", "posterior_variance": table, "eta": eta, **options}
-        return cls.from_config(scheduler.config, **chosen)
+        made = cls.from_config(scheduler.config, **chosen)
+        assert isinstance(made, cls)
+        return made
 
     def _std(self, step: ReverseSteps, index: int, learned: Tensor | None) -> float | Tensor:
         """Standard deviation of the step; its arrays have one entry."""

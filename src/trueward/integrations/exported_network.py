@@ -28,7 +28,7 @@ class TruewardNetworkOutput(BaseOutput):
     sample: Tensor
 
 
-class TruewardNetwork(ModelMixin, ConfigMixin):
+class TruewardNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A registered network of trueward that is called like a `UNet2DModel`.
 
     Args:
@@ -36,6 +36,8 @@ class TruewardNetwork(ModelMixin, ConfigMixin):
         in_channels, sample_size: shape of one sample.
         num_class_embeds: number of class embeddings (the last one means "no class"), or None.
     """
+
+    config: Any  # registered by the constructor, as diffusers has it
 
     @register_to_config
     def __init__(

@@ -67,7 +67,8 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None, 
         )
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"The pipeline in {folder} could not be read: {' '.join(str(error).split())[:300]}") from error
-    model = from_pipeline(pipeline, **options)
+    model = from_pipeline(pipeline, **options).requires_grad_(False)
+    model.record = {"kind": "diffusers-pipeline", "pipeline": type(pipeline).__name__}  # type: ignore[assignment]
     return model if device is None else model.to(device)
 
 

@@ -13,7 +13,7 @@ These modules need diffusers, and are imported when one of their names is first 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,10 +39,11 @@ class TruewardSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class TruewardScheduler(SchedulerMixin, ConfigMixin):
+class TruewardScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """What both schedulers share: the table, the timesteps, the network's answer, noising, the place in the middle."""
 
-    _compatibles: ClassVar[list[str]] = [e.name for e in KarrasDiffusionSchedulers]
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers]  # noqa: RUF012
+    config: Any  # registered by the constructor, as diffusers has it
     order = 1
     init_noise_sigma = 1.0
 
