@@ -22,7 +22,7 @@ from trueward.drawing import Drawing, model_fingerprint
 from trueward.reports.comparison import Cell, Comparison
 from trueward.reports.judge import Judge
 from trueward.sampler_specs import SamplerSpec, parse_samplers
-from trueward.samplers import Sampler
+from trueward.samplers import NonFiniteSamples, Sampler
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,7 @@ def _measure(
     """One cell and the samples to show; a sampler that diverges gets NaN for its metrics instead of ending the comparison."""
     try:
         x, nfe, seconds = _draw(drawing, n, batch_size, advance)
-    except ValueError as error:
-        if "NaN or infini" not in str(error):
-            raise
+    except NonFiniteSamples:
         nothing = {quality.name: math.nan for quality in judge.qualities}
         return Cell(name, budget, math.nan, drawing.seed, math.nan, nothing), None
     return Cell(name, budget, nfe, drawing.seed, seconds, judge(x)), x[:show]

@@ -12,7 +12,7 @@ from trueward.samplers.dpm_solver import DPMSolver
 from trueward.samplers.edm import EDMHeun
 from trueward.samplers.probability_flow import ProbabilityFlow
 from trueward.samplers.registry import register_sampler, sampler, sampler_names
-from trueward.samplers.sampler import Plan, Run, Sampler, Samples, Step, Table, Transition, combine
+from trueward.samplers.sampler import NonFiniteSamples, Plan, Run, Sampler, Samples, Step, Table, Transition, combine
 from trueward.samplers.thresholding import DynamicThresholding, StaticThresholding, Thresholding
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "DPMSolverSinglestep",
     "DynamicThresholding",
     "EDMHeun",
+    "NonFiniteSamples",
     "Plan",
     "ProbabilityFlow",
     "Run",

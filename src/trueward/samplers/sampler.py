@@ -32,6 +32,10 @@ Coefficient: TypeAlias = float | Tensor
 Level: TypeAlias = int | Tensor  # one level for the batch, or a level for every row, (batch,) int64
 
 
+class NonFiniteSamples(ValueError):
+    """The model's answers led to NaN or infinity; the message says where."""
+
+
 class Table:
     """One coefficient for each step, float64: a float for one level, a tensor (batch, 1, ..., 1) for a level per row."""
 
@@ -421,11 +425,13 @@ class Sampler(ABC):
             if not bool(x.isfinite().all()):
                 rows = (~x.reshape(x.shape[0], -1).isfinite().all(1)).sum().item()
                 at = t if isinstance(t, float) else t.max().item()
-                raise ValueError(
+                raise NonFiniteSamples(
                     f"The samples became NaN or infinite at step {index}, leaving t={at:.6g} ({rows} of {x.shape[0]} rows): check the model's output there."
                 )
             t = reached
-        raise ValueError("The model answered NaN or infinity once, but not when asked again: it is not deterministic.")
+        raise NonFiniteSamples(
+            "The model answered NaN or infinity once, but not when asked again: it is not deterministic."
+        )
 
 
 def all_finite(x: Tensor) -> bool:
