@@ -419,14 +419,14 @@ def test_the_loss_is_the_squared_error_summed_over_the_dimensions():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [SNCovariance, NPRCovariance])
 def test_a_trained_head_finds_the_posterior_variance(kind):
-    """Two-point data, an MLP on (x, eps): false alarms excluded by the fixed seed; measured a third of the bounds."""
+    """Two-point data, an MLP on (x, eps): false alarms excluded by the fixed seed; measured well inside the bounds."""
     torch.manual_seed(0)
     inner = TwoPoints()
-    d = kind(inner, CovarianceHead(2, 1, 0, "complex", kind.initial, blocks=2, width=64), feature_layer="inputs")
+    d = kind(inner, CovarianceHead(2, 1, 0, "complex", kind.initial, blocks=2, width=48), feature_layer="inputs")
     objective, generator = MomentMatching(), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(d.head.parameters(), lr=1e-3)
-    for _ in range(2500):
-        x_0 = torch.randint(0, 2, (1024, 1), generator=generator, dtype=torch.float64) * 2 - 1
+    optimizer = torch.optim.Adam(d.head.parameters(), lr=3e-3)
+    for _ in range(1200):
+        x_0 = torch.randint(0, 2, (512, 1), generator=generator, dtype=torch.float64) * 2 - 1
         loss = objective(d, {"x": x_0}, generator).mean()
         optimizer.zero_grad()
         loss.backward()
