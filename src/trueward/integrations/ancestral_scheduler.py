@@ -137,7 +137,7 @@ class TruewardAncestralScheduler(TruewardScheduler):
                 f"eta is set where the scheduler is made ({self.config.eta}), but the pipeline asks for {options['eta']}."
             )
         index = self._advance(timestep)
-        x = sample.float()
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         answer, learned = split(model_output, sample)
         mean, eps = self._predicted(answer, x, index)
         if self.config.thresholding:

@@ -216,14 +216,19 @@ def _quiet() -> Iterator[None]:
 def subject(name: str, **options: Any) -> SchedulerSubject:
     """A scheduler by the name of its class, e.g. ``subject("DPMSolverMultistepScheduler", solver_order=3)``.
 
+    trueward's own schedulers are known too, by the names ``TruewardDPMSolverScheduler`` and ``TruewardAncestralScheduler``.
+
     Raises:
         ValueError: an unknown class or option (with the closest known one), or one without a table of betas.
     """
+    from trueward import integrations
     from trueward.naming import check_name
 
     diffusers = peer("diffusers")
     known = [n for n in dir(diffusers) if n.endswith("Scheduler") and not n.startswith("Flax")]
-    scheduler = getattr(diffusers, check_name("scheduler of diffusers", name, known))
+    ours = [n for n in integrations.__all__ if n.endswith("Scheduler")]
+    check_name("scheduler of diffusers", name, [*known, *ours])
+    scheduler = getattr(integrations if name in ours else diffusers, name)
     for option in options:
         check_name(f"option of {name}", option, list(inspect.signature(scheduler.__init__).parameters)[1:])
     return SchedulerSubject(scheduler, name, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from trueward.integrations.scheduler import TruewardScheduler, TruewardSchedulerOutput, split
@@ -163,7 +164,7 @@ class TruewardDPMSolverScheduler(TruewardScheduler):
             return_dict: False returns a tuple of the next state.
         """
         index = self._advance(timestep)
-        x = sample.float()
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         mean, eps = self._predicted(split(model_output, sample)[0], x, index)
         if self.config.thresholding:
             mean = self._threshold(mean)

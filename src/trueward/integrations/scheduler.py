@@ -2,7 +2,7 @@ r"""Our samplers as diffusers schedulers: ``pipe.scheduler = TruewardDPMSolverSc
 
 A scheduler is told the network's raw answer and returns the next state; the configuration has diffusers' keys, so that any
 scheduler's configuration can be taken over. Coefficients are those of :mod:`trueward.samplers`, in float64; the state is
-computed in float32 whatever the pipeline's dtype. Levels between two nodes are told to the network as they are, not rounded.
+computed in float32 or better whatever the pipeline's dtype. Levels between two nodes are told to the network as they are, not rounded.
 
     dpm_solver_scheduler    DPM-Solver and DPM-Solver++, multistep, orders 1 ... 3, third order consistent; SDE form
     ancestral_scheduler     DDPM, DDIM and what lies between, with the step's variance from a table or the network
@@ -165,7 +165,7 @@ class TruewardScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return alpha * noise - sigma * sample
 
     def _predicted(self, answer: Tensor, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """(mean, eps) of the raw answer, in float32."""
+        """(mean, eps) of the raw answer."""
         alpha, sigma = float(self.levels.alpha[index]), float(self.levels.sigma[index])
         kind = PREDICTIONS[self.config.prediction_type]
         if kind == "eps":
@@ -182,8 +182,8 @@ class TruewardScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def split(answer: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(prediction, what a network with doubled channels says of the variance), float32."""
-    answer = answer.float()
+    """(prediction, what a network with doubled channels says of the variance), float32 at least."""
+    answer = answer.to(torch.promote_types(sample.dtype, torch.float32))
     if answer.shape[1] == 2 * sample.shape[1]:
         first, second = answer.chunk(2, dim=1)
         return first, second
