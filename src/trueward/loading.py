@@ -203,7 +203,8 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Denoiser
         device: where to put it; default: the CPU.
 
     Returns:
-        the denoiser in evaluation mode, with float32 weights and an attribute ``record``: what ``run.json`` says.
+        the denoiser in evaluation mode, with float32 weights and the attributes ``record``, what ``run.json`` says, and
+        ``folder``, where it came from (statistics fitted to it are stored there).
 
     Raises:
         ValueError: if there is no such model, or it is damaged, or its network is not known; in one sentence.
@@ -222,7 +223,7 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Denoiser
         raise ValueError(f"{folder / 'run.json'} is damaged: {error}.") from None
     set_weights(model.network, read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
     model.requires_grad_(False).eval()
-    model.record = run  # type: ignore[assignment]
+    model.record, model.folder = run, folder  # type: ignore[assignment]
     return model.to(device) if device is not None else model
 
 

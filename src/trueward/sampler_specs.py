@@ -137,18 +137,20 @@ class SamplerSpec:
         return SamplerSpec(self.name, {**self.options, **options}, self.corrections)
 
     def corrected(self, denoiser: Denoiser) -> Denoiser:
-        """The model with the corrections the text names, in their order.
+        """The model with the corrections the text names, in their order, and with the covariance that the sampler reads.
 
         Raises:
-            ValueError: for a correction that is not known.
+            ValueError: for a correction that is not known, or a covariance that was not fitted.
         """
+        from trueward.covariance import for_sampler
         from trueward.naming import look_up
 
+        folder = getattr(denoiser, "folder", None)
         for name in self.corrections:
             if not _CORRECTIONS:
                 raise ValueError(f"Unknown correction {name!r} in {str(self)!r}: no correction is registered.")
             denoiser = look_up("correction", name, _CORRECTIONS)(denoiser)
-        return denoiser
+        return for_sampler(denoiser, self.build(), folder)
 
     def build(self, steps: int | None = None, nfe: int | None = None) -> Sampler:
         """The sampler, by number of steps or by network evaluations (or neither: the default number of steps)."""

@@ -13,13 +13,15 @@ import typer
 from trueward.cli.certify import register as add_certify
 from trueward.cli.compare import register as add_compare
 from trueward.cli.evaluate import register as add_evaluate
+from trueward.cli.fit_covariance import register as add_fit_covariance
 from trueward.cli.interruption import Interrupted
+from trueward.cli.likelihood import register as add_likelihood
 from trueward.cli.methods import register as add_methods
 from trueward.cli.sample import register as add_sample
 from trueward.cli.train import register as add_train
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_NEED_ARGUMENTS = ("train", "sample", "compare", "evaluate", "certify")  # alone they explain themselves
+_NEED_ARGUMENTS = ("train", "sample", "compare", "evaluate", "certify", "fit-covariance", "likelihood")  # alone they explain themselves
 
 app = typer.Typer(
     name="trueward",
@@ -30,7 +32,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for add in (add_train, add_sample, add_compare, add_evaluate, add_certify, add_methods):
+for add in (
+    add_train,
+    add_sample,
+    add_fit_covariance,
+    add_compare,
+    add_evaluate,
+    add_likelihood,
+    add_certify,
+    add_methods,
+):
     add(app)
 
 

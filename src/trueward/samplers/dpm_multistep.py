@@ -31,15 +31,16 @@ from trueward.samplers.exponential import (
     second_order_multistep,
     third_order_multistep,
 )
-from trueward.samplers.sampler import Level, Plan, Run, combine
+from trueward.samplers.sampler import Level, Plan, Run, Table
 from trueward.schedules import Schedule
 from trueward.times import Levels
 
 
 @dataclass(frozen=True, eq=False)
 class MultistepPlan(Plan):
-    """The weights of x, m_0, m_{-1}, m_{-2} in every step, as many as its order needs, and the noise of every step."""
+    """The weights of x and of m_0, m_{-1}, m_{-2} in every step (as many as its order needs), and the noise of every step."""
 
+    of_x: Table
     weights: tuple[tuple[float, ...], ...]
     std: tuple[float, ...]
 
@@ -117,7 +118,9 @@ class DPMSolverMultistep(DPMSolver):
             weights.append(clean_weights(self.algorithm, levels))
             std.append(0.0)
             levels = Levels.of(schedule, times, clean=True)
-        return MultistepPlan(levels, tuple(weights), tuple(std))
+        return MultistepPlan(
+            levels, Table(np.array([w[0] for w in weights])), tuple(w[1:] for w in weights), tuple(std)
+        )
 
     def step(
         self, run: Run, x: Tensor, level: Level, draw: int | Tensor | None = None, out: Tensor | None = None
@@ -139,13 +142,11 @@ class DPMSolverMultistep(DPMSolver):
         if y.data_ptr() == x.data_ptr():  # a network that hands its input back: x is overwritten before y is forgotten
             y = run.scratch(buffer, x).copy_(y)
         history.insert(0, (level, c, y))
-        weights = plan.weights[level]
-        if isinstance(c, Tensor):
-            terms = [(weight * c, y) for weight, (_, c, y) in zip(weights[1:], history)]
-            out = combine((weights[0], x), *terms, out=out)
-        else:
-            out = torch.mul(x, weights[0], out=out)
-            for weight, (_, c, y) in zip(weights[1:], history):
+        out = torch.mul(x, plan.of_x.scalar(level, x), out=out)
+        for weight, (_, c, y) in zip(plan.weights[level], history):
+            if isinstance(c, Tensor):
+                out.addcmul_(y, weight * c)
+            else:
                 out.add_(y, alpha=weight * c)
         del history[self.order :]
         if plan.std[level] > 0.0:

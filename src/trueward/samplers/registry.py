@@ -89,6 +89,9 @@ def sampler_names() -> list[str]:
 register_sampler("ddpm", Ancestral)
 register_sampler("ddim", DDIM)
 register_sampler("edm", EDMHeun)
+for _kind in ("analytic", "sn", "npr"):  # their denoisers carry a fitted covariance, see trueward.covariance
+    register_sampler(f"{_kind}-ddpm", Ancestral, variance=_kind)
+    register_sampler(f"{_kind}-ddim", DDIM, variance=_kind)
 register_sampler("ode", ProbabilityFlow)
 register_sampler("dpm-solver", DPMSolverFast)
 register_sampler("dpm-solver-2", DPMSolverSinglestep, algorithm="noise", order=2)

@@ -39,11 +39,12 @@ class NonFiniteSamples(ValueError):
 class Table:
     """One coefficient for each step, float64: a float for one level, a tensor (batch, 1, ..., 1) for a level per row."""
 
-    __slots__ = ("_devices", "values")
+    __slots__ = ("_devices", "_scalars", "values")
 
     def __init__(self, values: np.ndarray) -> None:
         self.values: list[float] = np.asarray(values, dtype=np.float64).tolist()
         self._devices: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._scalars: dict[torch.dtype, tuple[Coefficient, ...]] = {}
 
     def __len__(self) -> int:
         return len(self.values)
@@ -56,6 +57,18 @@ class Table:
         if key not in self._devices:
             self._devices[key] = torch.tensor(self.values, dtype=torch.float64).to(x.dtype).to(x.device)
         return self._devices[key][level].view((-1,) + (1,) * (x.ndim - 1))
+
+    def scalar(self, level: int, x: Tensor) -> Coefficient:
+        """The entry as a factor for ``torch.mul(x, ...)``: a tensor (), which costs half of a float on small x.
+
+        Half-precision x gets the float: a half-precision coefficient would lose digits that the arithmetic keeps.
+        """
+        scalars = self._scalars.get(x.dtype)
+        if scalars is None:
+            exact = torch.tensor(self.values, dtype=torch.float64)
+            whole = x.dtype in (torch.float32, torch.float64)
+            scalars = self._scalars[x.dtype] = exact.to(x.dtype).unbind() if whole else tuple(self.values)
+        return scalars[level]
 
     def time(self, level: Level) -> float | Tensor:
         """The entry as a time: a float, or float64 (batch,) on the device of `level` (the CPU if it has no float64)."""
@@ -302,7 +315,7 @@ class Sampler(ABC):
         self, schedule: Schedule, noise: Noise, shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         """x_T: draw 0 of every row, scaled to where sampling starts."""
-        return noise.normal(0, shape, dtype, device) * schedule.prior_std(self.t_start).item()
+        return noise.normal(0, shape, dtype, device) * schedule.prior_std(float(self.levels(schedule).t[0])).item()
 
     @torch.no_grad()
     def sample(
