@@ -178,6 +178,12 @@ def _alpha_sigma(schedule: Schedule, t: float) -> tuple[float, float]:
     return schedule.alpha(t).item(), schedule.sigma(t).item()
 
 
+@functools.lru_cache(maxsize=64)
+def _one_copy(betas: tuple[float, ...]) -> tuple[float, ...]:
+    """The first of all equal tables: equal schedules that share it are compared at a glance, not entry by entry."""
+    return betas
+
+
 def _positive(schedule: object, **values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
@@ -403,11 +409,13 @@ class DiscreteSchedule(VariancePreserving):
     label_mapping: str = "exact"
     _log_alpha: Tensor = field(init=False, repr=False, compare=False)
     _cache: dict[Any, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
-    _hash: int = field(init=False, repr=False, compare=False)  # asked for at every step by what is remembered per schedule
+    _hash: int = field(
+        init=False, repr=False, compare=False
+    )  # asked for at every step by what is remembered per schedule
     citation: ClassVar[tuple[str, ...]] = ("ho2020denoising", "lu2022dpmsolver")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
+        object.__setattr__(self, "betas", _one_copy(tuple(float(b) for b in self.betas)))
         betas = torch.tensor(self.betas, dtype=torch.float64)
         if betas.numel() < 2:
             raise ValueError(f"DiscreteSchedule needs at least two betas, got {betas.numel()}.")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from dpm_cases import LATENTS, LINEAR, MIXTURE, Counting, errors, time_of
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueward.denoisers import DataDenoiser, Denoiser, EpsDenoiser, Posterior, ScoreDenoiser, VDenoiser
 from trueward.noise import Noise
@@ -223,6 +224,38 @@ class Echo(Denoiser):
 def test_a_network_that_returns_its_input_does_no_harm(solver, view):
     found = [solver.sample(Echo(view, copies), LATENTS, seed=1).x for copies in (True, False)]
     assert torch.equal(*found)
+
+
+class Operations(TorchDispatchMode):
+    """Writes down every tensor operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("view", "operations"), [("mean", 3), ("eps", 4)])
+def test_a_multistep_step_allocates_nothing_and_takes_few_passes(view, operations):
+    class Free(Denoiser):
+        def forward(self, x_t, t, **condition):
+            return Posterior(x_t, *self.schedule.at(t), **{view: answer})
+
+    answer = torch.randn(4, 3, 8, 8)
+    solver, model = DPMSolverMultistep(10), Free(LINEAR)
+    run, buffers = solver.start(model), set()
+    with torch.no_grad():
+        solution = solver.solve(run, torch.randn(4, 3, 8, 8))
+        for _ in range(4):
+            buffers.add(next(solution)[1].data_ptr())
+        with Operations() as seen:
+            buffers.add(next(solution)[1].data_ptr())
+    assert len(buffers) == 2
+    assert len(seen.names) == operations
+    assert all(name.endswith(".out") or "_." in name for name in seen.names), seen.names
 
 
 def test_errors_do_not_depend_on_the_state_of_a_run():
