@@ -28,7 +28,10 @@ from trueward.schedules import Schedule
 from trueward.times import Levels, time_grid_names
 
 # Families of foreign subjects, "prefix:name", and the function that opens them; imported only when asked for.
-SOURCES: dict[str, str] = {"diffusers": "trueward.integrations.diffusers_schedulers:subject"}
+SOURCES: dict[str, str] = {
+    "diffusers": "trueward.integrations.diffusers_schedulers:subject",
+    "k_diffusion": "trueward.integrations.k_diffusion_samplers:subject",
+}
 
 
 @dataclass(frozen=True)
