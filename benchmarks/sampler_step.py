@@ -1,8 +1,9 @@
 """The cost of one sampler step when the network is free, side by side with the libraries people use.
 
 The model returns a tensor that is there already, so that all that is measured is the sampler: its arithmetic, its memory
-traffic and its Python. trueward and diffusers take the same number of steps in blocks that alternate, on one thread; the clock is the CPU time of that thread, so other programs on the machine do not count. Reported are the medians
-over the blocks and the ratios of medians.
+traffic and its Python. trueward and diffusers take the same number of steps in blocks that alternate, on one thread; the
+clock is the CPU time of that thread, so that other programs on the machine are not counted. Reported are the medians over
+the blocks and their ratios.
 
     python benchmarks/sampler_step.py --out sampler_step.json
     python benchmarks/sampler_step.py --peer-python /path/to/env/bin/python   # k-diffusion and azula live there
