@@ -29,6 +29,8 @@ def main() -> None:
     model = load(arguments.run)
     told: dict[str, Any] = model.record  # type: ignore[assignment]
     record = {k: v for k, v in told.items() if k not in ("format", "kind", "network", "denoiser")}
+    if isinstance(record.get("record"), dict):
+        record["record"].pop("command", None)  # says where the run stood on the machine it was trained on
     model = model.on(schedule(arguments.schedule))
     if not isinstance(model, NetworkDenoiser):
         parser.error("this model cannot change its schedule without a wrapper; leave it on its own")
