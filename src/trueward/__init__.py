@@ -155,6 +155,7 @@ _ROOMS = (
     "objectives",
     "refinement",
     "reports",
+    "reproduce",
     "samplers",
     "schedules",
     "times",
