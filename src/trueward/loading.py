@@ -215,7 +215,9 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Denoiser
 
         if is_pipeline_folder(folder):
             return load_pipeline(folder, device)
-        raise ValueError(f"{folder} has no run.json and no model_index.json: it is neither a trueward run nor a diffusers pipeline.")
+        raise ValueError(
+            f"{folder} has no run.json and no model_index.json: it is neither a trueward run nor a diffusers pipeline."
+        )
     run = _read_run(folder)
     try:
         model = build_model(run)

@@ -21,7 +21,15 @@ from trueward.cli.sample import register as add_sample
 from trueward.cli.train import register as add_train
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_NEED_ARGUMENTS = ("train", "sample", "compare", "evaluate", "certify", "fit-covariance", "likelihood")  # alone they explain themselves
+_NEED_ARGUMENTS = (
+    "train",
+    "sample",
+    "compare",
+    "evaluate",
+    "certify",
+    "fit-covariance",
+    "likelihood",
+)  # alone they explain themselves
 
 app = typer.Typer(
     name="trueward",
