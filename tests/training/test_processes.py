@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST
 from safetensors.torch import load_file
+
+from .conftest import FAST
 
 SCRIPT = Path(__file__).with_name("run_training.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

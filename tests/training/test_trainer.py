@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import FAST, MODEL, Blobs
 
 from trueward.denoisers import denoiser
 from trueward.loading import load
@@ -13,6 +12,8 @@ from trueward.networks import MLP
 from trueward.objectives import DSM
 from trueward.schedules import VPLinear
 from trueward.training import Trainer, TrainingConfig, train
+
+from .conftest import FAST, MODEL, Blobs
 
 
 def _losses(folder):
@@ -59,10 +60,12 @@ def test_vectors_train_too_from_a_plain_tensor(tmp_path):
     assert (tmp_path / "run" / "samples" / "step-00000030.png").exists()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("stop", [7, 8])
-def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, blobs, stop):
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, blobs, stop, dropout):
+    model = {**MODEL, "network": {**MODEL["network"], "dropout": dropout}}
     config = {**FAST, "steps": 16, "checkpoint_every": 8}
-    train(MODEL, blobs, tmp_path / "whole", **config)
+    train(model, blobs, tmp_path / "whole", **config)
 
     class Killed(Exception):
         pass
@@ -79,8 +82,8 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, blobs,
 
     Fragile.calls = -1 if stop == 8 else 0  # in the step after the checkpoint, or in the one that would have made it
     with pytest.raises(Killed):
-        train(MODEL, Fragile(), tmp_path / "broken", **config)
-    train(MODEL, blobs, tmp_path / "broken", resume=True, **config)
+        train(model, Fragile(), tmp_path / "broken", **config)
+    train(model, blobs, tmp_path / "broken", resume=True, **config)
     assert _same(_weights(tmp_path / "whole"), _weights(tmp_path / "broken"))
     assert _losses(tmp_path / "whole") == _losses(tmp_path / "broken")
 

@@ -6,6 +6,9 @@ takes the places k B ... (k+1) B - 1 of the sequence, whoever computes it: each 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,14 @@ def mixed_seed(*numbers: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
         state ^= state >> 31
     return state >> 1
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
+    """The global generators, which dropout draws from, seeded by these numbers inside and as they were afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(mixed_seed(*numbers))
+        yield
 
 
 class DataOrder:

@@ -31,7 +31,7 @@ from trueward.training.checkpoints import Checkpoint, load_optimizer, optimizer_
 from trueward.training.config import TrainingConfig
 from trueward.training.ema import EMA
 from trueward.training.feed import Feed, TrainingData, check_data
-from trueward.training.order import mixed_seed
+from trueward.training.order import mixed_seed, seeded
 from trueward.training.pictures import draw_samples
 from trueward.training.progress import Log, Progress, duration, tensorboard_writer
 from trueward.training.run_folder import RunFolder
@@ -157,6 +157,10 @@ class Trainer:
             batch["x"] = batch["x"].contiguous(memory_format=torch.channels_last)
         return batch
 
+    def _stream(self, piece: int) -> tuple[int, ...]:
+        """What the dropout of a piece depends on; only it knows of processes and pieces, which share no masks."""
+        return self.config.seed, 5, self.step, piece, self.accelerator.process_index
+
     def update(self) -> Tensor:
         """One update of the weights. Returns the loss of this process's rows, a tensor ()."""
         for group in self.optimizer.param_groups:
@@ -166,7 +170,7 @@ class Trainer:
             last = piece == self.config.accumulation - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 generator = self.feed.order.generator(self.step)  # every piece starts from the same
-                with self.speed.autocast(self.device):
+                with self.speed.autocast(self.device), seeded(self.device, *self._stream(piece)):
                     losses = self.wrapped(self._piece(self.step, piece), generator)
                 loss = losses.float().mean() / self.config.accumulation
                 self.scaler.scale(loss).backward()
