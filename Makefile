@@ -38,9 +38,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@if [ -f demo/digits/run.json ]; then $(BIN)/trueward train --out demo/digits --resume; \
-	 else $(BIN)/trueward train --data digits --steps 500 --out demo/digits; fi
+	 else $(BIN)/trueward train --data digits --steps 800 --out demo/digits; fi
 	$(BIN)/trueward compare demo/digits --samplers ddim,edm,dpm-solver,dpm-solver++ --steps 5,10,20,50 \
-	  -n 256 --seeds 2 --out demo/report.html
+	  -n 256 --seeds 2 --class all --out demo/report.html
 	@echo "The report is at file://$(CURDIR)/demo/report.html"
 
 lint: $(STAMP)
