@@ -54,7 +54,15 @@ def _finding(c: Comparison) -> str:
     word = "lowest" if quality.better == "lower" else "highest"
     text = f"The {word} {escape(quality.title)} at each number of network evaluations."
     if quality.name in c.floor:
-        text += f" Held-out data in place of samples score {number(c.floor[quality.name])}: no model is expected to do better."
+        floor = c.floor[quality.name]
+        scores = [r.metrics[quality.name] for r in c.rows if math.isfinite(r.metrics.get(quality.name, math.nan))]
+        beaten = min(scores) < floor if quality.better == "lower" else max(scores) > floor
+        text += f" Held-out data in place of samples score {number(floor)}"
+        text += (
+            "; samples that come nearer to the reference than that may repeat what the model was trained on."
+            if beaten
+            else ": no model is expected to do better."
+        )
     return f'<p class="lead">{text}</p><div class="tiles">{"".join(cards)}</div>'
 
 
