@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,20 @@ _EPILOG = """[bold]Examples[/]
 
 [cyan]trueward evaluate samples.npz mnist --split test --metrics frechet,c2st[/]
 """
+
+
+# where a metric cannot lie outside, its interval does not either
+_SHARE = (0.0, 1.0)
+_RANGES = {
+    "precision": _SHARE,
+    "recall": _SHARE,
+    "coverage": _SHARE,
+    "class_accuracy": _SHARE,
+    "c2st": _SHARE,
+    "frechet": (0.0, math.inf),
+    "density": (0.0, math.inf),
+    "sliced_wasserstein": (0.0, math.inf),
+}
 
 
 def evaluate(
@@ -94,10 +109,11 @@ def evaluate(
         batch_size=batch_size,
         device=torch_device(device),
     )
-    for value in result["metrics"].values():
+    for name, value in result["metrics"].items():
         if value.get("standard_error") is not None:
             half = 1.96 * value["standard_error"]
-            value["interval"] = [value["value"] - half, value["value"] + half]
+            low, high = _RANGES.get(name, (-math.inf, math.inf))
+            value["interval"] = [max(low, value["value"] - half), min(high, value["value"] + half)]
     told = {"of": samples, "against": f"{reference} ({split})"}
     record = {**told, **result, **records.circumstances()}
     if out is not None:
