@@ -157,7 +157,9 @@ def test_fingerprints_tell_schedules_apart():
 
 @pytest.mark.parametrize("name", schedule_names())
 def test_every_named_schedule_can_be_made(name):
-    schedule(name).validate()
+    s = schedule(name)
+    s.validate()
+    assert s.log_snr(s.t_max) < 0 < s.log_snr(s.t_min)
 
 
 def test_prior_std_is_one_for_variance_preserving_and_sigma_for_exploding():

@@ -128,16 +128,20 @@ def test_what_is_remembered_of_another_model_or_reference_is_not_used(tmp_path: 
 
 def test_a_sampler_that_diverges_does_not_end_the_comparison(tmp_path: Path) -> None:
     class Exploding(Counting):
+        """NaN at the times between the ends, which DDIM visits in three steps and Heun in two does not."""
+
         def forward(self, x_t: torch.Tensor, t: float | torch.Tensor, **condition: object) -> Posterior:
-            self.calls += 1
             answer = self.inner(x_t, t)
-            return answer if self.calls % 7 else answer.replace(mean=answer.mean * float("nan"))
+            middle = self.schedule.t_min < float(t) < self.schedule.t_max
+            return answer.replace(mean=answer.mean * float("nan")) if middle else answer
 
     model, data = gaussian()
     result = compare(Exploding(model.inner), "ddim,edm", [3], data, n=10, seeds=[0], metrics=["frechet"], batch_size=10)
-    assert len(result.cells) == 2
+    found = {cell.sampler: cell.metrics["frechet"] for cell in result.cells}
+    assert np.isnan(found["ddim"])
+    assert np.isfinite(found["edm"])
     result.write(tmp_path / "r.html")
-    assert "no finite samples" in (tmp_path / "r.html").read_text() or all(np.isfinite(c.nfe) for c in result.cells)
+    assert "no finite samples" in (tmp_path / "r.html").read_text()
 
 
 def test_every_picture_starts_from_the_same_noise() -> None:
