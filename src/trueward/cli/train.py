@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -292,7 +293,8 @@ def train(
         raise ValueError("Say what to train on with --data DATA, or continue a run with --resume.")
     with interruptible(_hint(out)):
         start_run(data, out, given, model, {"size": size, "limit": limit}, device)
-    typer.echo(f"{out}: trained. Next: trueward sample {out} --out grid.png")
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"{out}: trained. Next: trueward sample {out} --out grid.png")
 
 
 def _hint(out: Path) -> str:

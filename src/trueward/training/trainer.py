@@ -95,7 +95,9 @@ class Trainer:
         self.denoiser = denoiser
         check_data(data, denoiser)
         self.feed = Feed(data, validation, self.config)
-        self.accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")
+        # several processes find each other on a machine without an accelerator only if they are told that there is none
+        cpu = device == "cpu" or not torch.accelerator.is_available()
+        self.accelerator = Accelerator(mixed_precision="no", cpu=cpu)
         self.device = self.accelerator.device
         if device is not None and self.device.type != torch.device(device).type:
             raise ValueError(f"device={device!r} is not what accelerate was started for ({self.device}).")
