@@ -98,8 +98,7 @@ def test_two_launched_processes_draw_what_one_draws(run: Run, model: Path, tmp_p
         "torch.distributed.run",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        "0",
+        "--standalone",
         "-m",
         "trueward.cli",
     ]
