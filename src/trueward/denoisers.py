@@ -196,6 +196,21 @@ class Denoiser(nn.Module):
         """The same model under another schedule (the two processes agree at equal SNR, up to scale)."""
         return Rescheduled(self, schedule)
 
+    def at_stage(self, stage: int) -> Denoiser:
+        """The model as it is asked in evaluation number `stage` = 0, 1, ... of one step of a sampler.
+
+        A step of order two or more asks several times. A wrapper that treats these evaluations differently (Discriminator
+        Guidance has a weight for the first and one for the others) overrides this; everything else passes the question on.
+        """
+        inner = getattr(self, "inner", None)
+        staged = inner.at_stage(stage) if isinstance(inner, Denoiser) else inner
+        if staged is inner:
+            return self
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # the container is another, what it holds is shared
+        other.inner = staged  # type: ignore[assignment]
+        return other
+
 
 class NetworkDenoiser(Denoiser):
     """A denoiser around an ``nn.Module`` called as ``network(x, label, **condition)`` that answers in the shape of x.

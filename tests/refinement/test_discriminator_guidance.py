@@ -17,11 +17,13 @@ F64 = torch.float64
 ALL = (0.0, float("inf"))
 
 
-def affine(mean, variance, weight, steps, noise_range=ALL):
+def affine(mean, variance, weight, steps, noise_range=ALL, second_weight=None):
     """(b, A) of the guided Heun map x_0 = A z + b from latents x = 80 z."""
     s = EDM()
     real, model = Gaussian([0.0], 1.0), Gaussian([mean], variance)
-    guided = DiscriminatorGuidance(model.denoiser(s), TruthCritic(real, model, s), weight, noise_range=noise_range)
+    guided = DiscriminatorGuidance(
+        model.denoiser(s), TruthCritic(real, model, s), weight, second_weight=second_weight, noise_range=noise_range
+    )
     x = EDMHeun(steps).sample(guided, torch.tensor([[0.0], [80.0]], dtype=F64)).x
     return x[0].item(), (x[1] - x[0]).item()
 
@@ -39,9 +41,64 @@ def test_the_default_window_changes_what_it_is_known_to_change():
     assert affine(0.5, 1.0, 2.0, 18, (0.0446877, math.inf))[0] == pytest.approx(-0.492781, abs=1e-6)
 
 
+HEUN = {
+    (0.0, 0.0): 0.493470,
+    (1.0, 0.0): 0.321313,
+    (2.0, 0.0): 0.149156,
+    (0.0, 1.0): 0.172157,
+    (0.0, 2.0): -0.149156,
+    (1.0, 1.0): 0.0,
+    (2.0, 2.0): -0.493470,
+}
+WINDOWED = {
+    (0.0, 0.0): 0.493470,
+    (1.0, 0.0): 0.321414,
+    (2.0, 0.0): 0.149358,
+    (1.0, 1.0): 0.000344,
+    (2.0, 2.0): -0.492781,
+}
+
+
+@pytest.mark.parametrize(
+    ("weights", "window", "b"),
+    [(w, ALL, b) for w, b in HEUN.items()] + [(w, (0.0446877, math.inf), b) for w, b in WINDOWED.items()],
+)
+def test_both_slopes_of_a_heun_step_have_their_own_weight(weights, window, b):
+    # (1, 0) and (0, 1) differ, so weights that are swapped, averaged or shared fail
+    assert affine(0.5, 1.0, weights[0], 18, window, weights[1]) == pytest.approx((b, 1.044729), abs=1e-6)
+
+
+def test_the_official_setting_is_one_argument_away_from_the_weight():
+    assert affine(0.5, 1.0, 2.0, 18, (0.0446877, math.inf), second_weight=0.0)[0] == pytest.approx(0.149358, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["edm", "dpm-solver-2"])
+def test_the_second_weight_reaches_guidance_inside_other_wrappers_and_rows_on_different_levels(name):
+    from trueward.denoisers import Rescheduled
+    from trueward.samplers.sampler import Run
+
+    s = EDM()
+    real, model = Gaussian([0.0], 1.0), Gaussian([0.5], 1.0)
+    guided = DiscriminatorGuidance(
+        model.denoiser(s), TruthCritic(real, model, s), 2.0, second_weight=0.0, noise_range=ALL
+    )
+    x = torch.linspace(-60, 60, 7, dtype=F64)[:, None]
+    solver = sampler(name, steps=6)
+    expected = solver.sample(guided, x).x
+    assert torch.allclose(solver.sample(Rescheduled(guided, s), x).x, expected, atol=1e-9)
+    shared = DiscriminatorGuidance(model.denoiser(s), TruthCritic(real, model, s), 2.0, noise_range=ALL)
+    assert (solver.sample(shared, x).x - expected).abs().max() > 0.1
+    rows = x
+    for level in range(solver.plan(s).steps):  # the row-wise path, all rows on one level
+        rows = solver.step(Run(guided, solver.plan(s), None, {}), rows, torch.full((7,), level))
+    assert torch.allclose(rows, expected, atol=1e-9)
+
+
 def test_a_wrong_variance_is_repaired_too():
     assert affine(1.0, 4.0, 0.0, 18) == pytest.approx((0.974099, 2.072063), abs=1e-6)
     assert affine(1.0, 4.0, 1.0, 18) == pytest.approx((0.0, 1.044729), abs=1e-6)
+    assert affine(1.0, 4.0, 2.0, 18, second_weight=0.0) == pytest.approx((0.146142, 1.188673), abs=1e-6)
+    assert affine(1.0, 4.0, 2.0, 256, second_weight=0.0) == pytest.approx((0.006916, 1.008619), abs=1e-6)
 
 
 @pytest.mark.parametrize("schedule", [EDM(), VE(), VPLinear()], ids=lambda s: type(s).__name__)
@@ -120,9 +177,35 @@ def test_the_critic_is_asked_only_where_it_is_used():
     EDMHeun(18).sample(DiscriminatorGuidance(model.denoiser(EDM()), critic, 1.0), n=1)
     assert critic.rows == 29  # of 35 evaluations
     critic.rows = 0
+    run = EDMHeun(18).sample(DiscriminatorGuidance(model.denoiser(EDM()), critic, 1.0, second_weight=0.0), n=1)
+    assert critic.rows == 15
+    assert run.nfe == 35
+    critic.rows = 0
     plain = EDMHeun(18).sample(model.denoiser(EDM()), n=3).x
     assert torch.equal(EDMHeun(18).sample(DiscriminatorGuidance(model.denoiser(EDM()), critic, 0.0), n=3).x, plain)
     assert critic.rows == 0
+
+
+@pytest.mark.parametrize(("top", "at_top", "below"), [(1.0, 0.2027326, 0.1438410), (80.0, 7.8107e-5, 0.3464955)])
+def test_the_divergence_is_what_the_score_gap_adds_up_to(top, at_top, below):
+    # KL(q_0||p_0) = KL(q_S||p_S) + int_0^S s E_q ||grad log q/p||^2 ds: the critic's gradient is the whole gap
+    import numpy as np
+
+    q, p = Gaussian([0.0], 1.0), Gaussian([1.0], 2.0)
+    schedule = EDM(1e-9, 100.0)
+    critic = TruthCritic(q, p, schedule)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(4)  # E_q of a quadratic, exactly
+    points, widths = (0.5 * top * v for v in np.polynomial.legendre.leggauss(200))
+    total = 0.0
+    for level, width in zip(points + 0.5 * top, widths):
+        x = torch.as_tensor(nodes * math.sqrt(1.0 + level**2))[:, None]
+        gradient, _ = critic.gradient(x, float(level))
+        total += width * level * float((weights / weights.sum()) @ gradient[:, 0].square().numpy())
+    kl = q.marginal(schedule, top).kl(p.marginal(schedule, top)).value
+    assert kl == pytest.approx(at_top, abs=1e-6)
+    assert total == pytest.approx(below, abs=1e-6)
+    assert kl + total == pytest.approx(0.3465736, abs=1e-6)
+    assert q.kl(p).value == pytest.approx(0.3465736, abs=1e-6)
 
 
 def test_gradients_follow_the_chain_rule_between_schedules():

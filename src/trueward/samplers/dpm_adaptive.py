@@ -190,14 +190,14 @@ class DPMSolverAdaptive(DPMSolver):
         s, r1 = Levels.of(schedule, t), INNER[self.order][0]
         at_1, step = at(r1), ode_interval(form, s, at(1.0))
         u_1 = self._weighted(first_order(ode_interval(form, s, at_1)), x, m_0)
-        m_1 = self.answer(run, u_1, self._times(at_1.t), "m_1", rows)
+        m_1 = self.answer(run, u_1, self._times(at_1.t), "m_1", rows, stage=1)
         second = self._weighted(second_order(step, r1, kind), x, m_0, m_1)
         if self.order == 2:
             return self._weighted(first_order(step), x, m_0), second
         r2 = INNER[3][1]
         at_2 = at(r2)
         u_2 = self._weighted(third_order_stage(ode_interval(form, s, at_2), r1, r2), x, m_0, m_1)
-        m_2 = self.answer(run, u_2, self._times(at_2.t), "m_2", rows)
+        m_2 = self.answer(run, u_2, self._times(at_2.t), "m_2", rows, stage=2)
         return second, self._weighted(third_order(step, r1, r2, kind), x, m_0, m_1, m_2)
 
     def _error(self, x_low: Tensor, x_high: Tensor, x_prev: Tensor) -> np.ndarray:

@@ -161,11 +161,11 @@ class DPMSolverSinglestep(DPMSolver):
         if order == 1:
             return weighted(plan.to_end, level, x, m_0, out=out)
         u_1 = weighted(plan.to_1, level, x, m_0, out=run.scratch("u_1", x))
-        m_1 = self.answer(run, u_1, plan.times_1.time(level), "m_1")
+        m_1 = self.answer(run, u_1, plan.times_1.time(level), "m_1", stage=1)
         if order == 2:
             return weighted(plan.to_end, level, x, m_0, m_1, out=out)
         u_2 = weighted(plan.to_2, level, x, m_0, m_1, out=run.scratch("u_2", x))
-        m_2 = self.answer(run, u_2, plan.times_2.time(level), "m_2")
+        m_2 = self.answer(run, u_2, plan.times_2.time(level), "m_2", stage=2)
         return weighted(plan.to_end, level, x, m_0, m_1, m_2, out=out)
 
     def _finish_rows(self, run: Run, x: Tensor, level: Tensor, m_0: Tensor, out: Tensor | None) -> Tensor:
@@ -177,14 +177,14 @@ class DPMSolverSinglestep(DPMSolver):
         if not len(rows):
             return out
         k, x_r, m_0r = level[rows], x[rows], m_0[rows]
-        m_1 = self.answer(run, weighted(plan.to_1, k, x_r, m_0r), plan.times_1.time(k), "rows_1", rows)
+        m_1 = self.answer(run, weighted(plan.to_1, k, x_r, m_0r), plan.times_1.time(k), "rows_1", rows, stage=1)
         out[rows] += plan.to_end[2](k, x) * m_1
         third = (orders[rows] == 3).nonzero()[:, 0]
         if not len(third):
             return out
         rows, k = rows[third], k[third]
         u_2 = weighted(plan.to_2, k, x_r[third], m_0r[third], m_1[third])
-        m_2 = self.answer(run, u_2, plan.times_2.time(k), "rows_2", rows)
+        m_2 = self.answer(run, u_2, plan.times_2.time(k), "rows_2", rows, stage=2)
         out[rows] += plan.to_end[3](k, x) * m_2
         return out
 

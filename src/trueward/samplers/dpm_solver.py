@@ -113,22 +113,24 @@ class DPMSolver(Sampler):
         return levels
 
     def scaled_answer(
-        self, run: Run, x: Tensor, t: float | Tensor, buffer: str, rows: Tensor | None = None
+        self, run: Run, x: Tensor, t: float | Tensor, buffer: str, rows: Tensor | None = None, stage: int = 0
     ) -> tuple[Coefficient, Tensor]:
         """(c, y) with m(x, t) = c y; m is eps in noise form, the mean (thresholded) in data form.
 
         What has to be computed from the network's prediction is written to the scratch buffer of the name `buffer`.
         """
-        posterior = run.denoise(x, t, rows)
+        posterior = run.denoise(x, t, rows, stage)
         if self.algorithm == "noise":
             return posterior.scaled_eps(lambda: run.scratch(buffer, x))
         if self.thresholding is not None:
             return 1.0, self.thresholding(posterior.mean, run.denoiser.data_range)  # type: ignore[operator]
         return posterior.scaled_mean(lambda: run.scratch(buffer, x))
 
-    def answer(self, run: Run, x: Tensor, t: float | Tensor, buffer: str, rows: Tensor | None = None) -> Tensor:
+    def answer(
+        self, run: Run, x: Tensor, t: float | Tensor, buffer: str, rows: Tensor | None = None, stage: int = 0
+    ) -> Tensor:
         """m(x, t) itself."""
-        c, y = self.scaled_answer(run, x, t, buffer, rows)
+        c, y = self.scaled_answer(run, x, t, buffer, rows, stage)
         return y if isinstance(c, float) and c == 1.0 else y.mul_(c)  # where c is not 1, y is the buffer
 
     def invert(

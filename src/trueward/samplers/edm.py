@@ -134,7 +134,7 @@ class EDMHeun(Sampler):
             if level == last:
                 return combine(*euler, out=out)
             x_e = combine(*euler, out=run.scratch("x_e", x))
-            second = run.denoise(x_e, run.time(level + 1)).mean
+            second = run.denoise(x_e, run.time(level + 1), stage=1).mean
             heun = ((plan.heun_of_first(level, x), first), (plan.heun_of_second(level, x), second))
             return combine(euler[0], *heun, out=out)
         # rows on different levels: those that are on the last one need no second answer
@@ -142,7 +142,7 @@ class EDMHeun(Sampler):
         rows = (level < last).nonzero()[:, 0]
         if len(rows):
             k = level[rows]
-            second = run.denoise(x_next[rows], run.time(k + 1), rows).mean
+            second = run.denoise(x_next[rows], run.time(k + 1), rows, stage=1).mean
             x_next[rows] = combine(
                 (plan.of_x(k, x), x_hat[rows]),
                 (plan.heun_of_first(k, x), first[rows]),

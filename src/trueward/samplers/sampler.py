@@ -144,10 +144,11 @@ class Run:
         self.rejected: int | None = None
         self._scratch: dict[str, Tensor] = {}
 
-    def denoise(self, x: Tensor, t: float | Tensor, rows: Tensor | None = None) -> Posterior:
+    def denoise(self, x: Tensor, t: float | Tensor, rows: Tensor | None = None, stage: int = 0) -> Posterior:
         """Asks the model once, counts it and remembers the answer for callbacks.
 
-        `rows` (int64) says which rows of the call `x` holds, if not all: their condition is picked.
+        `rows` (int64) says which rows of the call `x` holds, if not all: their condition is picked. `stage` says which
+        evaluation of a step this is, see :meth:`~trueward.denoisers.Denoiser.at_stage`.
         """
         self.nfe += 1
         condition = self.condition
@@ -157,7 +158,8 @@ class Run:
                 k: v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and v.shape[0] == n else v
                 for k, v in condition.items()
             }
-        self.posterior = self.denoiser(x, t, **condition)
+        model = self.denoiser if stage == 0 else self.denoiser.at_stage(stage)
+        self.posterior = model(x, t, **condition)
         return self.posterior
 
     def time(self, level: Level) -> float | Tensor:
