@@ -496,3 +496,18 @@ def test_two_threads_may_share_a_model_with_features():
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda i: s.sample(d, n=4, seed=i).x, range(6)))
     assert all(torch.equal(a, b) for a, b in zip(alone, together))
+
+
+def test_a_network_that_holds_images_as_one_vector_gets_a_head_in_their_shape(tmp_path):
+    from trueward.covariance import load_head, save_head
+    from trueward.networks import MLP
+
+    model = denoiser(MLP([2, 3, 4], width=16, depth=1), LINEAR, "eps", shape=(2, 3, 4)).eval()
+    covariance = NPRCovariance(model, mode="complex")
+    x = torch.randn(5, 2, 3, 4)
+    assert covariance(x, 0.5).var.shape == x.shape
+    torch.nn.init.normal_(covariance.head.out.weight)
+    save_head(covariance, tmp_path)
+    assert torch.equal(load_head(model, "npr", tmp_path)(x, 0.5).var, covariance.eval()(x, 0.5).var)
+    with pytest.raises(ValueError, match="channels=24"):
+        CovarianceHead(16, 12, 0, shape=(2, 3, 4))

@@ -3,13 +3,15 @@ r"""Heads: from the features of a frozen model to one number per dimension (or a
     simple     out(silu(norm features))                        the published default
     complex    one residual block that knows the noise level, then simple
 
-`out` is a 3x3 convolution for images (3 for sequences), a linear layer for vectors. Its weights start at zero and its bias at
+`out` is a 3x3 convolution for images (3 for sequences), a linear layer for vectors (also for images whose network holds them as
+one vector). Its weights start at zero and its bias at
 `initial`, so an untrained head answers the same number everywhere.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,6 +85,8 @@ class CovarianceHead(nn.Module):
         initial: what an untrained head answers.
         blocks, width: of the complex mode; default one block of the features' own width for images, and three of width 128,
             without normalisation and with a linear layer in front, for vectors (which may be raw inputs).
+        shape: of the answer without its batch axis, where features that are vectors speak of samples of another shape;
+            `channels` is then its number of entries.
     """
 
     def __init__(
@@ -94,14 +98,20 @@ class CovarianceHead(nn.Module):
         initial: float = 0.0,
         blocks: int | None = None,
         width: int | None = None,
+        shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_name("head mode", mode, MODES)
         if spatial not in (0, 1, 2, 3):
             raise ValueError(f"spatial must be 0, 1, 2 or 3, got {spatial}.")
+        if shape is not None and (spatial or math.prod(shape) != channels):
+            raise ValueError(f"shape={tuple(shape)} needs spatial=0 and channels={math.prod(shape)}, got {channels}.")
         self.config: dict[str, Any] = {"network": "CovarianceHead", "features": features, "channels": channels}
         self.config |= {"spatial": spatial, "mode": mode}
         self.config |= {"initial": initial, "blocks": blocks, "width": width}
+        if shape is not None:
+            self.config["shape"] = list(shape)
+        self.shape = None if shape is None else tuple(shape)
         self.stem: nn.Module = nn.Identity()
         self.blocks = nn.ModuleList()
         if mode == "complex":
@@ -122,7 +132,8 @@ class CovarianceHead(nn.Module):
             level = self.embedding(log_snr)
             for block in self.blocks:
                 h = block(h, level)
-        return self.out(F.silu(self.norm(h)))
+        answer = self.out(F.silu(self.norm(h)))
+        return answer if self.shape is None else answer.view(-1, *self.shape)
 
 
 @register_network

@@ -14,6 +14,7 @@ The model itself is left as it is: its parameters take no gradient and it stays 
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -108,6 +109,8 @@ class LearnedCovariance(Guided):
 
     def _default_head(self, mode: str | None) -> nn.Module:
         features, shape = self._probe(), self.shape or ()
+        if features.ndim == 2 and len(shape) > 1:  # images that the network holds as one vector
+            return CovarianceHead(features.shape[1], math.prod(shape), 0, mode or "simple", self.initial, shape=shape)
         if features.shape[2:] != shape[1:]:
             raise ValueError(
                 f"The features have the shape {tuple(features.shape[1:])}, the samples {shape}; name a feature_layer of the "

@@ -1,28 +1,29 @@
 r"""The claims of Analytic-DPM and of SN-/NPR-DPM, measured on a trained model.
 
-For every number of steps K: bits per dimension on held-out data for beta~, beta, analytic, analytic-residual and NPR, on even and
-optimal trajectories; and the Frechet distance of samples to the training data for the DDPM and DDIM forms of every variance,
-over several seeds. What is claimed (Bao et al. 2022a, 2022b), each with its margin:
+For every number of steps K
 
-* bits per dimension: analytic < beta < beta~, an optimal trajectory < an even one, NPR with a floor < analytic;
-* Frechet distance in few steps: analytic-DDPM < min(beta, beta~), analytic-DDIM < DDIM, SN and NPR < analytic.
+* bits per dimension on held-out data: beta~, beta, analytic, analytic-residual, NPR and NPR with a floor, on the even trajectory
+  and on the one with the least bound;
+* Frechet distance of samples to the training data, of the values themselves and of a classifier's features, in the DDPM and
+  in the DDIM form of every variance, over several seeds.
 
     python -m trueward.reproduce.reverse_variance MODEL --out FOLDER
 
-MODEL is a run folder or a model's name whose covariances were fitted with ``trueward fit-covariance``; missing heads are left
-out of the table. A model trained under another schedule is asked under the thousand-step linear table of DDPM.
+MODEL is a run folder or a model's name whose covariances were fitted with ``trueward fit-covariance``; heads that are not there
+are left out. Without MODEL, the small network of the experiment is trained on the digits first (a few minutes) and its
+covariances are fitted. A model trained under another schedule is asked under the thousand-step linear table of DDPM. The
+measurement stops and continues cell by cell.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from trueward import records
 from trueward.covariance import (
@@ -31,22 +32,27 @@ from trueward.covariance import (
     estimate_gamma,
     load_table,
     optimal_trajectory,
+    save_head,
     save_table,
-    variance_bounds,
+    trainable,
     with_covariance,
 )
 from trueward.covariance.stored import HEADS, covariance_folder
-from trueward.data import Dataset
+from trueward.data import Dataset, load_data
 from trueward.denoisers import Denoiser
+from trueward.designs import design
 from trueward.likelihood import DiscretizedGaussian, elbo
 from trueward.loading import find, load
-from trueward.metrics import frechet_distance
+from trueward.metrics import FrechetStatistics, feature_extractor, frechet_distance
+from trueward.objectives.moments import MomentMatching
 from trueward.reports.reference import reference_of
+from trueward.reproduce.reverse_variance_claims import claims, plot_distances, plot_variances, summary, verdict
 from trueward.samplers import DDIM, Ancestral
-from trueward.samplers.reverse_step import ReverseSteps
 from trueward.schedules import DiscreteSchedule
+from trueward.training import Trainer, TrainingConfig, train
 
 FLOOR = 0.05
+BATCH = 100
 
 
 @dataclasses.dataclass
@@ -57,17 +63,27 @@ class Experiment:
     table: GammaTable
     train: Dataset
     test: Dataset
+    features: str | None
+    clip_levels: int
     path: Path
     cells: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        self.maps = {"values": feature_extractor(None)}
+        if self.features is not None:
+            self.maps["features"] = feature_extractor(self.features)
+        self.reference = {name: FrechetStatistics.of(self.train, found) for name, found in self.maps.items()}
+
     @classmethod
-    def open(cls, name: str, out: Path, covariance: Path | None) -> Experiment:
+    def open(
+        cls, name: str, out: Path, covariance: Path | None = None, clip_levels: int = 256, half: bool = False
+    ) -> Experiment:
         """Loads the model and its covariances; measures the table if it is not there."""
         model = load(name)
+        reference = reference_of(model)
         if not isinstance(model.schedule, DiscreteSchedule):
             model = model.on(DiscreteSchedule.linear()).eval()
         folder = covariance if covariance is not None else find(name)
-        reference = reference_of(load(name))
         if reference.held_out is None or reference.train.levels is None:
             raise ValueError("The experiment needs quantised data with a test split.")
         try:
@@ -76,15 +92,19 @@ class Experiment:
         except ValueError:
             table = estimate_gamma(model, reference.train, progress=True)
             save_table(table, out, model)
-        models: dict[str, Denoiser] = {"beta-tilde": model, "beta": model}
+        models: dict[str, Denoiser] = {"beta-tilde": model, "beta": model, "beta-unclipped": model}
         for kind in ("analytic", "analytic-residual"):
             models[kind] = AnalyticCovariance(model, table, kind)
         for kind in ("npr", "sn"):
             if kind in HEADS and (covariance_folder(folder) / kind / "covariance.json").is_file():
                 models[kind] = with_covariance(model, kind, folder)
+        if "npr" in models:
+            models["npr-floor"] = with_covariance(model, "npr", folder, floor=FLOOR, table=table)
+        if half:
+            _in_half_precision(model)
         path = out / "table.json"
         cells = records.read_json(path)["cells"] if path.is_file() else {}
-        return cls(models, table, reference.train, reference.held_out, path, cells)
+        return cls(models, table, reference.train, reference.held_out, reference.features, clip_levels, path, cells)
 
     def cell(self, key: str, measure: Any) -> dict[str, float]:
         """The cell `key`, measured and written down if it is not there yet."""
@@ -102,116 +122,126 @@ class Experiment:
 
     # --- cells --------------------------------------------------------------------------------------------------------
 
-    def bits(self, kind: str, steps: int, trajectory: str) -> dict[str, float]:
-        """Bits per dimension on the test data."""
-        bounds = self.models["beta"].data_range
-        grid = "even" if trajectory == "even" else optimal_trajectory(self.table, steps, "analytic-residual", bounds)
+    def bits(self, kind: str, steps: int, trajectory: str, most: int) -> dict[str, float]:
+        """Bits per dimension on (the first `most` of) the test data."""
         model = self.models[kind]
-        if kind == "npr":
-            model = _with_floor(model, self.table)
+        grid: Any = "even"
+        if trajectory != "even":
+            cost = "analytic" if trajectory == "optimal-paper" else "analytic-residual"
+            grid = optimal_trajectory(self.table, steps, cost, model.data_range)
         decoder = DiscretizedGaussian(int(self.test.levels or 256), self.test.data_range or (-1.0, 1.0))
-        bound = elbo(model, self.test, Ancestral(steps, variance=kind, grid=grid), decoder=decoder)
+        sampler = Ancestral(steps, variance=kind.removesuffix("-floor"), grid=grid)
+        data: Any = self.test if len(self.test) <= most else self.test.batch(torch.arange(most))["x"]
+        bound = elbo(model, data, sampler, decoder=decoder, batch_size=BATCH)
         return {"value": bound.bits_per_dim, "error": bound.standard_error, "decoder": bound.bits(bound.decoder)}
 
-    def frechet(self, kind: str, steps: int, eta: float, seeds: int, samples: int) -> dict[str, float]:
-        """Frechet distance of the pixels of `samples` samples to the training data: mean and standard error over seeds."""
-        form = Ancestral if eta == 1.0 else DDIM
-        sampler = form(steps, variance=kind, clip_levels=int(self.train.levels or 256))
-        values = []
-        for seed in range(seeds):
-            parts = [
-                sampler.sample(self.models[kind], indices=torch.arange(i, min(i + 500, samples)), seed=seed).x
-                for i in range(0, samples, 500)
-            ]
-            values.append(float(frechet_distance(torch.cat(parts), self.train.x)))
-        error = np.std(values, ddof=1) / math.sqrt(seeds) if seeds > 1 else math.nan
-        return {"value": float(np.mean(values)), "error": float(error)}
-
-
-def _with_floor(model: Denoiser, table: GammaTable) -> Denoiser:
-    """A learned covariance kept above a share of the expected residual."""
-    model.floor, model.table = FLOOR, table  # type: ignore[assignment]
-    return model
-
-
-def verdicts(cells: dict[str, Any], steps: list[int]) -> dict[str, bool]:
-    """Which claims hold, by their names."""
-
-    def value(key: str) -> float:
-        return cells[key]["value"] if key in cells else math.nan
-
-    found: dict[str, bool] = {}
-    for k in steps:
-        a, b, c = (value(f"bits {kind} even {k}") for kind in ("analytic", "beta", "beta-tilde"))
-        if k <= 50:
-            found[f"bits, K={k}: analytic < beta < beta~"] = a < b < c
-        found[f"bits, K={k}: optimal trajectory < even"] = value(f"bits analytic-residual optimal {k}") < value(
-            f"bits analytic-residual even {k}"
+    def distances(self, kind: str, steps: int, eta: float, seed: int, samples: int) -> dict[str, float]:
+        """Frechet distances of `samples` samples to the training data."""
+        sampler = (Ancestral if eta == 1.0 else DDIM)(
+            steps,
+            variance=kind.removesuffix("-unclipped"),
+            clip_levels=self.clip_levels,
+            clip_pixel=2.0 if eta == 1.0 and kind != "beta" else 1.0,  # the published choices on this schedule
+            clip_sigma_steps=0 if kind.endswith("-unclipped") else 1,
         )
-        if f"bits npr even {k}" in cells and k <= 25:
-            found[f"bits, K={k}: npr < analytic"] = value(f"bits npr even {k}") < a
-        if k <= 10:
-            ddpm, ddim = (value(f"frechet analytic {eta} {k}") for eta in (1.0, 0.0))
-            guessed = min(value(f"frechet {kind} 1.0 {k}") for kind in ("beta", "beta-tilde"))
-            found[f"Frechet, K={k}: analytic-DDPM < beta, beta~"] = ddpm < guessed
-            found[f"Frechet, K={k}: analytic-DDIM < DDIM"] = ddim < value(f"frechet beta-tilde 0.0 {k}")
-            if f"frechet sn 1.0 {k}" in cells:
-                found[f"Frechet, K={k}: sn-DDPM < analytic-DDPM"] = value(f"frechet sn 1.0 {k}") < ddpm
-                found[f"Frechet, K={k}: sn-DDIM < analytic-DDIM"] = value(f"frechet sn 0.0 {k}") < ddim
-    return found
+        x = torch.cat(
+            [
+                sampler.sample(self.models[kind], indices=torch.arange(i, min(i + BATCH, samples)), seed=seed).x
+                for i in range(0, samples, BATCH)
+            ]
+        )
+        return self.distances_of(x)
+
+    def distances_of(self, x: Tensor) -> dict[str, float]:
+        """Frechet distances of samples or of other data to the training data, in every space."""
+        return {
+            name: float(frechet_distance(x, self.reference[name], found, data_range=self.train.data_range))
+            for name, found in self.maps.items()
+        }
 
 
-def plot_variances(table: GammaTable, path: Path, steps: int = 25, data_range: Any = (-1.0, 1.0)) -> None:
-    """The picture that explains the method: variance of every step of an even trajectory, with its bounds, against time."""
-    import matplotlib
+def _in_half_precision(model: Denoiser) -> None:
+    """Computes the network in bfloat16 and everything around it (heads included) as before."""
+    network: Any = model.network
+    plain = network.forward
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(model.device.type, torch.bfloat16):
+            return plain(*args, **kwargs).float()
 
-    times = np.sort(Ancestral(steps).levels(table.schedule).t[:-1])
-    s, t = times[:-1], times[1:]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
-    for axis, eta in zip(axes, (1.0, 0.0)):
-        step = ReverseSteps.between(table.schedule, s, t, eta)
-        low, high = variance_bounds(table.schedule, s, t, eta, data_range)
-        axis.fill_between(t, np.maximum(low, 1e-8), high, color="0.88", label="between both bounds")
-        for kind, style in (("analytic", "-"), ("analytic-residual", "--")):
-            axis.plot(t, step.lambda2 + step.kappa**2 * table.variance(t, kind, data_range), style, label=kind)
-        if eta == 1.0:
-            axis.plot(t, step.beta, ":", label="beta")
-            axis.plot(t, step.beta_tilde, "-.", label="beta~")
-        axis.set(yscale="log", xlabel="t", ylabel="variance of the step", title=f"eta = {eta:g}, {steps} steps")
-        axis.legend(fontsize=8)
-    with records.atomic(path) as part:
-        figure.savefig(part, dpi=120, format="png")
-    plt.close(figure)
+    network.forward = forward
+
+
+def digits_model(folder: Path, updates: int = 6000, head_updates: int = 4000, gamma_samples: int | None = None) -> Path:
+    """Trains the network of the published small experiment on the digits and fits its covariances.
+
+    A residual network of 4 blocks of width 256 that predicts the noise, N = 1000, linear; heads on its last hidden layer.
+
+    Returns:
+        the run folder.
+    """
+    data = load_data("digits")
+    network = design(
+        data, network="MLP", schedule="ddpm-linear", prediction="eps", conditional=False, width=256, blocks=4
+    )
+    config = TrainingConfig(updates, 128, 1e-3, warmup=50, weight_decay=0.02, ema=0.998, held_out=0, sample_every=0)
+    train(network, data, folder, config=config, resume=True)  # makes nothing anew that is there
+    model = load(str(folder))
+    if not (covariance_folder(folder) / "analytic.json").is_file():
+        save_table(estimate_gamma(model, data, num_samples=gamma_samples, progress=True), folder, model)
+    for kind in ("npr", "sn"):
+        place = covariance_folder(folder) / kind
+        if not (place / "covariance.json").is_file():
+            covariance = HEADS[kind](model, mode="complex")
+            config = TrainingConfig(
+                head_updates, 128, 1e-3, "constant", 0, speed="plain", mixed_precision="no", sample_every=0
+            )
+            fitted = Trainer(trainable(covariance), data, place, config, objective=MomentMatching(), resume=True).fit()
+            covariance.head.load_state_dict(fitted.network.state_dict())  # type: ignore[union-attr,operator]
+            save_head(covariance, folder)
+    return folder
 
 
 def run(
-    name: str, out: Path, steps: list[int], seeds: int, samples: int, covariance: Path | None = None
+    name: str,
+    out: Path,
+    steps: list[int],
+    seeds: int,
+    samples: int,
+    covariance: Path | None = None,
+    *,
+    clip_levels: int = 256,
+    half: bool = False,
+    test_samples: int = 10_000,
 ) -> dict[str, Any]:
     """Measures the whole table into `out`; returns what is written to ``table.json``."""
-    experiment = Experiment.open(name, out, covariance)
+    experiment = Experiment.open(name, out, covariance, clip_levels, half)
     plot_variances(experiment.table, out / "variances.png", data_range=experiment.models["beta"].data_range)
+    experiment.cell(
+        "held-out",
+        lambda: experiment.distances_of(experiment.test.batch(torch.arange(min(samples, len(experiment.test))))["x"]),
+    )
     for k in steps:
         for kind in experiment.models:
-            for trajectory in ("even", "optimal"):
-                if kind != "sn":  # its clipped variances make the bound explode
-                    experiment.cell(f"bits {kind} {trajectory} {k}", lambda: experiment.bits(kind, k, trajectory))  # noqa: B023
-            for eta in (1.0, 0.0):
-                if kind != "beta" or eta == 1.0:
-                    experiment.cell(
-                        f"frechet {kind} {eta} {k}",
-                        lambda: experiment.frechet(kind, k, eta, seeds, samples),  # noqa: B023
-                    )
-    floor = float(frechet_distance(experiment.test.x, experiment.train.x))
-    found = verdicts(experiment.cells, steps)
-    verdict = (
-        "reproduced" if all(found.values()) else "not reproduced" if not any(found.values()) else "partly reproduced"
-    )
-    experiment.save(
-        model=name, steps=steps, seeds=seeds, samples=samples, frechet_of_test_data=floor, claims=found, verdict=verdict
-    )
+            if kind not in ("sn", "beta-unclipped"):  # the clipped variances of SN make the bound explode
+                for trajectory in ("even", "optimal", *(("optimal-paper",) if kind == "analytic" else ())):
+                    key = f"bits {kind} {trajectory} {k}"
+                    experiment.cell(key, lambda: experiment.bits(kind, k, trajectory, test_samples))  # noqa: B023
+    for seed in range(seeds):
+        for k in steps:
+            for kind in experiment.models:
+                for eta in (1.0, 0.0):
+                    if kind == "npr-floor" or (kind.startswith("beta") and kind != "beta-tilde" and eta == 0.0):
+                        continue
+                    key = f"frechet {kind} {eta:g} {k} seed {seed}"
+                    experiment.cell(key, lambda: experiment.distances(kind, k, eta, seed, samples))  # noqa: B023
+    found = summary(experiment.cells, steps, seeds)
+    held = claims(found, steps)
+    about = {"model": Path(name).name, "steps": steps, "seeds": seeds, "samples": samples, "test_samples": test_samples}
+    about |= {"features": experiment.features, "clip_levels": clip_levels}
+    about |= {"precision": "bfloat16 network" if half else "float32"}
+    experiment.save(**about, summary=found, claims=held, verdict=verdict(held))
+    plot_distances(found, steps, out / "distances.png")
     return records.read_json(experiment.path)
 
 
@@ -220,17 +250,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m trueward.reproduce.reverse_variance", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("model", help="a run folder or the name of a model")
-    parser.add_argument("--out", type=Path, required=True, help="folder for table.json and variances.png")
+    parser.add_argument("model", nargs="?", help="a run folder or the name of a model; default: train one on digits")
+    parser.add_argument("--out", type=Path, required=True, help="folder for table.json and the pictures")
     parser.add_argument(
         "--covariance", type=Path, help="the --out of trueward fit-covariance; default: the model's folder"
     )
+    parser.add_argument("--work", type=Path, help="folder of the model that is trained; default: OUT/model")
     parser.add_argument("--steps", default="5,10,25,50", help="numbers of steps")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of the samples")
     parser.add_argument("--samples", type=int, default=2000, help="samples per seed")
+    parser.add_argument("--test-samples", type=int, default=10_000, help="test data for bits per dimension, at most")
+    parser.add_argument("--clip-levels", type=int, default=256, help="grey levels of the clip of the last noise")
+    parser.add_argument("--half", action="store_true", help="compute the network in bfloat16")
     given = parser.parse_args()
-    steps = [int(k) for k in given.steps.split(",")]
-    result = run(given.model, given.out, steps, given.seeds, given.samples, given.covariance)
+    name = given.model or str(digits_model(given.work or given.out / "model"))
+    result = run(
+        name,
+        given.out,
+        [int(k) for k in given.steps.split(",")],
+        given.seeds,
+        given.samples,
+        given.covariance,
+        clip_levels=given.clip_levels,
+        half=given.half,
+        test_samples=given.test_samples,
+    )
     for claim, holds in result["claims"].items():
         print("yes" if holds else "NO ", claim)
     print(result["verdict"])
