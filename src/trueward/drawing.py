@@ -7,8 +7,7 @@ size, not how many there are in all, not who draws them.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,16 +15,9 @@ import torch
 from torch import Tensor
 
 from trueward.denoisers import ClassifierFreeGuidance, Denoiser
+from trueward.fingerprints import model_fingerprint
+from trueward.refinement import Cost, RefinedSampler
 from trueward.samplers import Sampler
-
-
-def model_fingerprint(denoiser: Denoiser) -> str:
-    """A short hash of a model's weights and schedule: two models with the same hash draw the same samples."""
-    digest = hashlib.sha256(f"{type(denoiser).__name__} {denoiser.schedule.fingerprint}".encode())
-    for name, value in sorted(denoiser.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def parse_labels(text: str | None, num_classes: int | None) -> tuple[int, ...] | None:
@@ -68,12 +60,18 @@ def guided(denoiser: Denoiser, guidance: float | None, labels: tuple[int, ...] |
 
 
 class Batch(NamedTuple):
-    """Samples `x` (rows, *shape) with their `indices` and `labels` (rows,) int64 (None without classes), and what they cost."""
+    """Samples `x` (rows, *shape) with their `indices` and `labels` (rows,) int64 (None without classes), and what they cost.
+
+    `nfe` is the number of network evaluations per sample, everything included; `cost` says the rest; `nfe_kept` (rows,) are
+    the evaluations on each sample's own path where these differ (rejection), else None.
+    """
 
     x: Tensor
     indices: Tensor
     labels: Tensor | None
-    nfe: int
+    nfe: float
+    cost: Cost
+    nfe_kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,14 @@ class Drawing:
 
     Args:
         denoiser: the model, on the device to use.
-        sampler: from noise to data.
+        sampler: from noise to data; a :class:`~trueward.refinement.RefinedSampler` brings its critic along.
         seed: any integer.
         labels: classes, taken in turn by index (sample i has ``labels[i % len(labels)]``); None for no class.
         guidance: scale of classifier-free guidance; None or 1 for none.
     """
 
     denoiser: Denoiser
-    sampler: Sampler
+    sampler: Sampler | RefinedSampler
     seed: int = 0
     labels: tuple[int, ...] | None = None
     guidance: float | None = None
@@ -120,18 +118,52 @@ class Drawing:
         """The labels of these samples."""
         return None if self.labels is None else torch.tensor(self.labels)[indices % len(self.labels)]
 
-    def batches(self, start: int, stop: int, batch_size: int = default_batch) -> Iterator[Batch]:
+    def prepare(self, batch_size: int = default_batch) -> None:
+        """Measures what sampling needs and does not find stored: the constants of rejection."""
+        if isinstance(self.sampler, RefinedSampler) and self.sampler.rejection is not None:
+            self.sampler.calibration(self.model, batch_size=batch_size, progress=True)
+
+    @property
+    def model(self) -> Denoiser:
+        """The model with the guidance to its classes."""
+        return guided(self.denoiser, self.guidance, self.labels)
+
+    def batches(
+        self,
+        start: int,
+        stop: int,
+        batch_size: int = default_batch,
+        advance: Callable[[int], None] | None = None,
+    ) -> Iterator[Batch]:
         """Draws the samples `start` ... `stop` - 1.
+
+        With rejection all of them come in one batch, on which `batch_size` slots are kept busy: a slot whose sample is
+        finished goes on with the next one.
+
+        Args:
+            advance: called with the number of samples that were finished since the last call.
 
         Raises:
             ValueError: if `batch_size` < 1, and whatever the sampler raises.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        model = guided(self.denoiser, self.guidance, self.labels)
-        for first in range(start, stop, batch_size):
-            indices = torch.arange(first, min(first + batch_size, stop))
+        model = self.model
+        refined = self.sampler if isinstance(self.sampler, RefinedSampler) else None
+        at_once = stop - start if refined is not None and refined.rejection is not None else batch_size
+        for first in range(start, stop, max(1, at_once)):
+            indices = torch.arange(first, min(first + at_once, stop))
             labels = self.labels_of(indices)
             condition: dict[str, Any] = {} if labels is None else {"class_labels": labels}
-            samples = self.sampler.sample(model, indices=indices, seed=self.seed, **condition)
-            yield Batch(samples.x, indices, labels, samples.nfe)
+            if refined is not None:
+                drawn = refined.draw(
+                    model, indices, self.seed, batch_size=batch_size, advance=advance, **condition
+                )
+                kept = drawn.nfe_kept if refined.rejection is not None else None
+                yield Batch(drawn.x, indices, labels, drawn.cost.nfe_per_sample, drawn.cost, kept)
+                continue
+            samples = self.sampler.sample(model, indices=indices, seed=self.seed, **condition)  # type: ignore[union-attr]
+            spent = samples.nfe * len(indices)  # type: ignore[operator]
+            if advance is not None:
+                advance(len(indices))
+            yield Batch(samples.x, indices, labels, samples.nfe, Cost(len(indices), spent, spent))  # type: ignore[arg-type]

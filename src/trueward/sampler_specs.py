@@ -2,10 +2,13 @@
 
     ddim                                   a sampler with its defaults
     dpm-solver++:order=3,grid=karras       with options
-    edm+dg                                 with a correction of the model
+    edm+dg:weight=1                        guided by the critic that was fitted to the model
+    edm+dg+diffrs:percentile=0.9           and refined by rejection
+    diffrs                                 edm+diffrs
+    edm+mine                               with a correction of your own, see register_correction
     ddim,dpm-solver++:order=3,grid=karras  a list of two: a piece ``option=value`` belongs to the sampler before it
 
-Values are numbers, true, false, none, or text. This is the only place that reads such text; the command line, reports and
+An option belongs to the correction that has it, else to the sampler. Values are numbers, true, false, none, or text. This is the only place that reads such text; the command line, reports and
 configuration files all use it.
 """
 
@@ -13,13 +16,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trueward.critics import Critic
     from trueward.denoisers import Denoiser
+    from trueward.refinement import RefinedSampler
     from trueward.samplers import Sampler
 
+GUIDANCE, REJECTION = "dg", "diffrs"
+_BASE = "edm"  # what stands before a correction that is written alone: the sampler of both papers
 _CORRECTIONS: dict[str, Callable[[Denoiser], Denoiser]] = {}
 _OPTION = re.compile(r"^\s*[A-Za-z_][A-Za-z_0-9]*\s*=")
 
@@ -30,7 +38,7 @@ def register_correction(name: str, correct: Callable[[Denoiser], Denoiser]) -> N
     Raises:
         ValueError: if the name is taken, or is not made of letters, digits and dashes.
     """
-    if name in _CORRECTIONS:
+    if name in _CORRECTIONS or name in (GUIDANCE, REJECTION):
         raise ValueError(f"There is a correction {name!r} already; choose another name.")
     if not re.fullmatch(r"[A-Za-z0-9-]+", name):
         raise ValueError(f"A correction's name is made of letters, digits and dashes, got {name!r}.")
@@ -114,6 +122,8 @@ class SamplerSpec:
             raise ValueError(f"{text!r} ends in ':' without an option; write e.g. {head}:order=2, or {head} alone.")
         options = parse_options(tail.split(",") if colon else ())
         known = list(known)
+        if head.partition("+")[0] in (GUIDANCE, REJECTION) and _BASE in known:
+            head = f"{_BASE}+{head}"
         fits = [name for name in known if head == name or head.startswith(name + "+")]
         if not fits:
             check_name("sampler", head, known)
@@ -121,6 +131,8 @@ class SamplerSpec:
         corrections = tuple(head[len(name) :].split("+")[1:])
         if "" in corrections:
             raise ValueError(f"{head!r} names an empty correction; write e.g. {name}+dg, or {name} alone.")
+        if len(set(corrections)) < len(corrections):
+            raise ValueError(f"{head!r} names a correction twice.")
         return cls(name, options, corrections)
 
     def __str__(self) -> str:
@@ -136,32 +148,108 @@ class SamplerSpec:
                 raise ValueError(f"The option {key!r} is given twice: {self.options[key]!r} and {value!r}.")
         return SamplerSpec(self.name, {**self.options, **options}, self.corrections)
 
+    @property
+    def refined(self) -> bool:
+        """Does it need a critic (``+dg``, ``+diffrs``)?"""
+        return GUIDANCE in self.corrections or REJECTION in self.corrections
+
+    def divided(self) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any] | None]:
+        """The options of the sampler, of guidance and of rejection; None for a correction that is not named.
+
+        Raises:
+            ValueError: for an option that none of them has, with the closest one.
+        """
+        if not self.refined:
+            return dict(self.options), None, None
+        from trueward.naming import check_name
+        from trueward.refinement.refined_sampler import guidance_options, rejection_options
+        from trueward.samplers.registry import sampler
+
+        of_dg = guidance_options() if GUIDANCE in self.corrections else []
+        of_diffrs = rejection_options() if REJECTION in self.corrections else []
+        own = [f.name for f in fields(sampler(self.name))]
+        parts: tuple[dict[str, Any], ...] = ({}, {}, {})
+        for key, value in self.options.items():
+            check_name(f"option of {'+'.join([self.name, *self.corrections])}", key, [*own, *of_dg, *of_diffrs])
+            parts[1 if key in of_dg else 2 if key in of_diffrs else 0][key] = value
+        return parts[0], parts[1] if of_dg else None, parts[2] if of_diffrs else None
+
     def corrected(self, denoiser: Denoiser) -> Denoiser:
-        """The model with the corrections the text names, in their order, and with the covariance that the sampler reads.
+        """The model with the registered corrections the text names, in their order, and the covariance its sampler reads.
+
+        Guidance and rejection by a critic are not among them: they belong to the sampler, see :meth:`assemble`.
 
         Raises:
             ValueError: for a correction that is not known, or a covariance that was not fitted.
         """
         from trueward.covariance import for_sampler
-        from trueward.naming import look_up
+        from trueward.naming import check_name
 
         folder = getattr(denoiser, "folder", None)
         for name in self.corrections:
-            if not _CORRECTIONS:
-                raise ValueError(f"Unknown correction {name!r} in {str(self)!r}: no correction is registered.")
-            denoiser = look_up("correction", name, _CORRECTIONS)(denoiser)
-        return for_sampler(denoiser, self.build(), folder)
+            check_name("correction", name, [GUIDANCE, REJECTION, *_CORRECTIONS])
+            denoiser = _CORRECTIONS[name](denoiser) if name in _CORRECTIONS else denoiser
+        return denoiser if self.refined else for_sampler(denoiser, self.build(), folder)
 
     def build(self, steps: int | None = None, nfe: int | None = None) -> Sampler:
-        """The sampler, by number of steps or by network evaluations (or neither: the default number of steps)."""
+        """The sampler alone, by number of steps or by network evaluations (or neither: the default number of steps)."""
         from trueward.samplers.registry import sampler
 
         try:
-            return sampler(self.name, steps=steps, nfe=nfe, **self.options)
+            return sampler(self.name, steps=steps, nfe=nfe, **self.divided()[0])
         except TypeError as error:  # a text where a number belongs, say
             raise ValueError(
                 f"An option of the sampler {str(self)!r} has a value of the wrong kind ({error})."
             ) from None
+
+    def described(self, sampler: Sampler, guidance: float | None = None) -> str:
+        """The base sampler in words, e.g. ``edm (18 steps)``: what a critic was trained for."""
+        base = SamplerSpec(self.name, {k: v for k, v in self.divided()[0].items() if k != "steps"})
+        scale = "" if guidance in (None, 1.0) else f", guidance {guidance:g}"
+        return f"{base} ({getattr(sampler, 'steps', '?')} steps{scale})"
+
+    def assemble(
+        self,
+        denoiser: Denoiser,
+        steps: int | None = None,
+        nfe: int | None = None,
+        *,
+        critic: Critic | str | Path | None = None,
+        labels: tuple[int, ...] | None = None,
+        guidance: float | None = None,
+    ) -> tuple[Denoiser, Sampler | RefinedSampler]:
+        """Everything the text says: the model and the sampler, ready for a :class:`~trueward.drawing.Drawing`.
+
+        Args:
+            denoiser: the model as it was loaded.
+            steps, nfe: see :meth:`build`.
+            critic: a critic, or the folder where it is stored; default: beside the model.
+            labels, guidance: what will be drawn; rejection measures its constants on these.
+
+        Raises:
+            ValueError: what :meth:`corrected` and :meth:`build` raise; no critic, or one that does not fit the model.
+        """
+        model, base = self.corrected(denoiser), self.build(steps, nfe)
+        if not self.refined:
+            return model, base
+        from trueward.critics import critic_folder, warn_of_another_sampler, with_critic
+        from trueward.refinement import RefinedSampler
+
+        folder = getattr(denoiser, "folder", None) if critic is None else critic
+        if critic is None or isinstance(critic, str | Path):
+            critic = with_critic(denoiser, critic)
+        warn_of_another_sampler(critic, self.described(base, guidance))
+        place = critic_folder(folder) if isinstance(folder, str | Path) else getattr(critic, "folder", None)
+        _, of_dg, of_diffrs = self.divided()
+        try:
+            refined = RefinedSampler(base, critic, of_dg, of_diffrs, labels, place)
+            refined.plan(denoiser.schedule)
+            refined.check(denoiser)
+        except TypeError as error:
+            raise ValueError(
+                f"An option of the sampler {str(self)!r} has a value of the wrong kind ({error})."
+            ) from None
+        return model, refined
 
 
 def parse_samplers(text: str, known: Iterable[str] | None = None) -> list[SamplerSpec]:

@@ -6,6 +6,7 @@ with indices k size ... (k+1) size - 1 as
     samples  (rows, *shape)  uint8 (0 ... 255 over the model's data range) or float32 (data units)
     indices  (rows,)         int64
     labels   (rows,)         int64, for class-conditional samples
+    nfe      (rows,)         int64, network evaluations on the path of each, for samples of rejection
 
 Sample i depends on the seed and i alone, so shards need no coordination: process r of w makes the shards k with k mod w = r
 that are not there yet, and whoever finishes last writes the final record. There is nothing to wait for and no process group,
@@ -18,7 +19,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from trueward import records
 from trueward.drawing import Drawing
+from trueward.refinement import Cost
 
 RECORD = "sampling.json"
 FORMAT = 1
@@ -131,6 +133,14 @@ class ShardFolder:
 
         with safe_open(self.path(shard), "pt") as file:
             return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+
+    def cost(self, shards: int | None = None) -> Cost:
+        """What the samples of the first shards (default: all) cost, where a critic refined them; else an empty account."""
+        if shards is None:
+            record = self.record
+            shards = len(_rows(record["n"], record["config"]["shard_size"]))
+        noted = [self.notes(shard).get("cost") for shard in range(shards)]
+        return sum((Cost(**note) for note in noted if note), Cost())
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """All shards in order, as stored.
@@ -244,19 +254,28 @@ def sample_to_folder(
         records.write_json(target.folder / RECORD, record)
     share = sum(rows[shard] for shard in mine)
     found = done = share - sum(rows[shard] for shard in missing)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if callback is not None:
+            callback(Progress(done, share, found))
+
+    if missing:
+        drawing.prepare(batch_size)
     for shard in missing:
-        began, evaluations, pieces = time.perf_counter(), 0, []
-        for batch in drawing.batches(shard * size, shard * size + rows[shard], min(batch_size, size)):
-            pieces.append((to_stored(batch.x, dtype, data_range), batch.indices, batch.labels))
-            evaluations += batch.nfe * len(batch.indices)
-            done += len(batch.indices)
-            if callback is not None:
-                callback(Progress(done, share, found))
+        began, cost, pieces = time.perf_counter(), Cost(), []
+        for batch in drawing.batches(shard * size, shard * size + rows[shard], batch_size, advance):
+            pieces.append((to_stored(batch.x, dtype, data_range), batch.indices, batch.labels, batch.nfe_kept))
+            cost += batch.cost
         tensors = {"samples": torch.cat([p[0] for p in pieces]), "indices": torch.cat([p[1] for p in pieces])}
         if drawing.labels is not None:
             tensors["labels"] = torch.cat([p[2] for p in pieces if p[2] is not None])
+        if pieces[0][3] is not None:
+            tensors["nfe"] = torch.cat([p[3] for p in pieces if p[3] is not None])
         seconds = time.perf_counter() - began
-        target.write(shard, tensors, {"seconds": seconds, "nfe": evaluations / rows[shard], "batch_size": batch_size})
+        notes = {"seconds": seconds, "nfe": cost.nfe / rows[shard], "batch_size": batch_size}
+        target.write(shard, tensors, notes | ({"cost": asdict(cost)} if cost.critic else {}))
     if all(target.rows(shard) == expected for shard, expected in enumerate(rows)):
         notes = [target.notes(shard) for shard in range(len(rows))]
         seconds = sum(note["seconds"] for note in notes)
@@ -268,11 +287,40 @@ def sample_to_folder(
             "batch_size": batch_size,
             "processes": world,
         }
+        cost = target.cost(len(rows))
+        if cost.critic:
+            record["refinement"] = cost.summary()
         if missing or not target.record.get("complete"):
             records.write_json(target.folder / RECORD, record)
         else:
             return target.record
     return record
+
+
+def wait_until_complete(folder: str | Path, n: int, patience: float = 3600.0, every: float = 0.5) -> dict[str, Any]:
+    """The record of a folder once other processes have finished the samples 0 ... n-1.
+
+    Args:
+        folder: where they work.
+        n: how many samples there are to be.
+        patience: give up when no file has changed for so long, seconds.
+        every: how often to look, seconds.
+
+    Raises:
+        ValueError: if nothing has happened for `patience` seconds.
+    """
+    target = ShardFolder(Path(folder))
+    seen, since = -1, time.monotonic()
+    while True:
+        record = target.record if ShardFolder.is_one(folder) else {}
+        if record.get("complete") and record.get("n", 0) >= n:
+            return record
+        there = len(list(target.folder.glob("shard-*.safetensors")))
+        if there != seen:
+            seen, since = there, time.monotonic()
+        elif time.monotonic() - since > patience:
+            raise ValueError(f"{folder} has not grown for {patience:g} s: another process seems to have died; run again.")
+        time.sleep(every)
 
 
 def _check_same(target: ShardFolder, config: dict[str, Any], n: int) -> None:

@@ -14,6 +14,7 @@ from trueward.cli.certify import register as add_certify
 from trueward.cli.compare import register as add_compare
 from trueward.cli.evaluate import register as add_evaluate
 from trueward.cli.fit_covariance import register as add_fit_covariance
+from trueward.cli.fit_critic import register as add_fit_critic
 from trueward.cli.interruption import Interrupted
 from trueward.cli.likelihood import register as add_likelihood
 from trueward.cli.methods import register as add_methods
@@ -28,6 +29,7 @@ _NEED_ARGUMENTS = (
     "evaluate",
     "certify",
     "fit-covariance",
+    "fit-critic",
     "likelihood",
 )  # alone they explain themselves
 
@@ -44,6 +46,7 @@ for add in (
     add_train,
     add_sample,
     add_fit_covariance,
+    add_fit_critic,
     add_compare,
     add_evaluate,
     add_likelihood,

@@ -12,7 +12,11 @@ alpha' x / alpha. Levels beyond those it was trained on (the data themselves, sa
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +24,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trueward.schedules import Schedule, Time, as_time
+
+
+@dataclass
+class Tally:
+    """What critics were asked inside :func:`tallied`.
+
+    Attributes:
+        rows: samples they judged.
+        gradients: how many of these with the gradient.
+    """
+
+    rows: int = 0
+    gradients: int = 0
+
+
+_tally: ContextVar[Tally | None] = ContextVar("tally", default=None)
+
+
+@contextlib.contextmanager
+def tallied() -> Iterator[Tally]:
+    """Counts what critics are asked inside, in this thread; the cost beside that of the network."""
+    tally = Tally()
+    token = _tally.set(tally)
+    try:
+        yield tally
+    finally:
+        _tally.reset(token)
 
 
 class Critic(nn.Module):
@@ -64,6 +95,10 @@ class Critic(nn.Module):
         """The log ratio of x = alpha x_0 + sigma eps, for whatever alpha and sigma >= 0, both (batch,) float64."""
         if self.shape is not None and tuple(x.shape[1:]) != tuple(self.shape):
             raise ValueError(f"This critic takes samples of shape {self.shape}, got {tuple(x.shape[1:])}.")
+        tally = _tally.get()
+        if tally is not None:
+            tally.rows += x.shape[0]
+            tally.gradients += x.shape[0] if x.requires_grad else 0
         log_snr = 2.0 * (torch.log(alpha) - torch.log(sigma))
         t = self.schedule.time_of_log_snr(log_snr.clamp(self._lowest, self._highest))
         t = t.clamp(self.schedule.t_min, self.schedule.t_max)
@@ -80,8 +115,14 @@ class Critic(nn.Module):
     def _condition(self, condition: dict[str, Any]) -> dict[str, Any]:
         if self.num_classes is None:
             return {k: v for k, v in condition.items() if k != "class_labels"}
-        if condition.get("class_labels") is None:
+        labels = condition.get("class_labels")
+        if labels is None:
             raise ValueError("This critic is class-conditional: give class_labels.")
+        if bool((labels >= self.num_classes).any()):
+            raise ValueError(
+                f"This critic is class-conditional and knows no 'no class': class_labels must lie in 0 ... "
+                f"{self.num_classes - 1}."
+            )
         return condition
 
     def gradient(

@@ -1,9 +1,12 @@
-r"""Training a discriminator from a real and a generated set, and saying how far to trust it.
+r"""Training a critic from a real and a generated set.
 
 Every update takes as many real as generated samples, noised at times drawn uniformly in log-SNR, and minimises the binary
 cross-entropy of the logit. A part of both sets is kept out: the weights that are kept are those with the smallest held-out
-cross-entropy, and training stops when that has not fallen for `patience` evaluations. At large noise the two laws agree and
-the best cross-entropy is log 2: low accuracy there is right, not under-training.
+cross-entropy, and training stops when that has not fallen for `patience` evaluations.
+
+Several processes train one critic: the batch of an update is cut into pieces with random masks (dropout) of their own, every
+process works on its pieces and the gradients are added. The same batch in the same pieces gives the same critic, up to the
+rounding of the sums, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -11,42 +14,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from trueward.critics.discriminator import Discriminator
+from trueward import records
+from trueward.covariance.averages import process_of_job, sum_over_processes
+from trueward.critics.calibration import Calibration, measured
+from trueward.critics.critic import Critic
+from trueward.critics.examples import Part, as_examples, check_classes, divided, pair
 from trueward.objectives.times import ImportanceTimes
 
-BINS = 8
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How a critic does on samples it was not trained on.
-
-    Attributes:
-        log_levels: (bins + 1,) edges of the bins of log(sigma / alpha).
-        cross_entropy, accuracy: (bins,), nats and share, real and generated weighted alike.
-        predicted, observed: (bins, 10): mean predicted probability of being real in ten equal steps of it, and the share
-            that was real; nan where nothing fell. On the diagonal, the critic is calibrated.
-        count: (bins, 10) samples behind them.
-    """
-
-    log_levels: list[float]
-    cross_entropy: list[float]
-    accuracy: list[float]
-    predicted: list[list[float]]
-    observed: list[list[float]]
-    count: list[list[int]]
-
-    @property
-    def mean_cross_entropy(self) -> float:
-        """Average over the noise levels, nats; log 2 = 0.693 for a critic that sees no difference."""
-        known = [value for value in self.cross_entropy if not math.isnan(value)]
-        return sum(known) / len(known)
+PIECES = 4
 
 
 @dataclass(frozen=True)
@@ -66,83 +48,20 @@ class CriticRecord:
         """The record as JSON values."""
         return asdict(self)
 
-
-def _noised(critic: Discriminator, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    times = ImportanceTimes()
-    u = torch.rand(len(x), generator=generator, dtype=torch.float64)
-    t = times.quantile(u, critic.schedule)
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    return critic.schedule.add_noise(x, t, noise), t
-
-
-@torch.no_grad()
-def calibration(
-    critic: Discriminator,
-    real: Tensor,
-    generated: Tensor,
-    *,
-    real_labels: Tensor | None = None,
-    generated_labels: Tensor | None = None,
-    repeats: int | None = None,
-    batch_size: int = 500,
-    seed: int = 0,
-) -> Calibration:
-    """Cross-entropy, accuracy and reliability of a critic by noise level.
-
-    Args:
-        critic: in evaluation mode or not; its mode is left as it is.
-        real, generated: (n, *shape), not seen in training.
-        repeats: how often each sample is noised anew; default: until there are 2000 of each kind, at least four times.
-    """
-    device = next(critic.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    logits: list[Tensor] = []
-    levels: list[Tensor] = []
-    truths: list[Tensor] = []
-    training, _ = critic.training, critic.eval()
-    for x, labels, kind in ((real, real_labels, 1.0), (generated, generated_labels, 0.0)):
-        for _ in range(max(4, -(-2000 // len(x))) if repeats is None else repeats):
-            for rows in torch.arange(len(x)).split(batch_size):
-                x_t, t = _noised(critic, x[rows], generator)
-                condition: dict[str, Any] = {} if labels is None else {"class_labels": labels[rows].to(device)}
-                logits.append(critic.log_ratio(x_t.to(device), t, **condition).cpu().double())
-                levels.append(-0.5 * critic.schedule.log_snr(t))
-                truths.append(torch.full((len(rows),), kind, dtype=torch.float64))
-    critic.train(training)
-    logit, level, truth = torch.cat(logits), torch.cat(levels), torch.cat(truths)
-    edges = torch.linspace(-critic._highest / 2, -critic._lowest / 2, BINS + 1, dtype=torch.float64)
-    which = torch.bucketize(level, edges[1:-1])
-    loss = F.binary_cross_entropy_with_logits(logit, truth, reduction="none")
-    hit = ((logit > 0) == (truth > 0.5)).double()
-    p = torch.sigmoid(logit)
-    tenth = (p * 10).long().clamp(max=9)
-
-    def balanced(value: Tensor, inside: Tensor) -> float:
-        """Mean over a bin in which real and generated count alike."""
-        return sum(value[inside & (truth == c)].mean().item() for c in (0.0, 1.0)) / 2.0
-
-    def table(value: Tensor | None) -> list[list[float]]:
-        total = torch.zeros(BINS, 10, dtype=torch.float64)
-        count = torch.zeros(BINS, 10, dtype=torch.float64)
-        at = (which, tenth)
-        total.index_put_(at, torch.ones_like(p) if value is None else value, accumulate=True)
-        count.index_put_(at, torch.ones_like(p), accumulate=True)
-        return (total if value is None else total / count).tolist()
-
-    return Calibration(
-        edges.tolist(),
-        [balanced(loss, which == b) for b in range(BINS)],
-        [balanced(hit, which == b) for b in range(BINS)],
-        table(p),
-        table(truth),
-        [[int(c) for c in row] for row in table(None)],
-    )
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> CriticRecord:
+        """The inverse of :meth:`to_json`, also after a file turned nan into null."""
+        found = dict(record)
+        known = dict(found["calibration"])
+        for name in ("predicted", "observed"):
+            known[name] = [[math.nan if v is None else v for v in row] for row in known[name]]
+        return cls(**{**found, "calibration": Calibration(**known)})
 
 
 def train_critic(
-    critic: Discriminator,
-    real: Tensor,
-    generated: Tensor,
+    critic: Critic,
+    real: Any,
+    generated: Any,
     *,
     real_labels: Tensor | None = None,
     generated_labels: Tensor | None = None,
@@ -156,134 +75,212 @@ def train_critic(
     seed: int = 0,
     progress: bool = False,
     callback: Callable[[int, float, float], None] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> CriticRecord:
     """Trains `critic` in place and leaves it in evaluation mode, with the weights that did best on held-out samples.
 
     Args:
-        critic: a :class:`Discriminator`; only parameters that require gradients are trained.
-        real, generated: (n, *shape) tensors in the same value range; `generated` by the very sampler that is to be
-            corrected.
-        real_labels, generated_labels: (n,), for a conditional critic.
-        steps, batch_size: updates, and samples per update (half of them real).
+        critic: e.g. a :class:`~trueward.critics.Discriminator`; only parameters that require gradients are trained.
+        real, generated: (n, *shape) tensors or data sets in the same value range; `generated` by the very sampler that is
+            to be corrected.
+        real_labels, generated_labels: (n,), for a conditional critic on tensors.
+        steps, batch_size: updates, and samples per update (half of them real), over all processes.
         lr, weight_decay: of Adam with decoupled decay; the rate falls linearly to 0 over `steps`.
         held_out: share of both sets kept out of training.
         evaluate_every, patience: check the held-out cross-entropy this often, stop after so many checks without a new best.
-        seed: of times, noise, and the order of the data.
+        seed: of times, noise, dropout and the order of the data.
         callback: ``callback(step, training cross-entropy, held-out cross-entropy)`` at every check.
+        checkpoint: a file that remembers the training at every check; if it is there, training goes on from it.
 
     Raises:
-        ValueError: on shapes that differ, NaN, labels missing, or too few samples.
+        ValueError: on shapes that differ, NaN, labels missing, too few samples, or a loss that is no number.
     """
-    sets = _checked(critic, real, generated, real_labels, generated_labels, held_out, batch_size)
-    (train_real, held_real), (train_generated, held_generated) = sets
-    device = next(critic.parameters()).device
+    for name, value, least in (("steps", steps, 1), ("evaluate_every", evaluate_every, 1), ("patience", patience, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr must be a positive number, got {lr}.")
+    (train_real, held_real), (train_generated, held_generated) = _sets(
+        critic, real, generated, real_labels, generated_labels, held_out, batch_size
+    )
+    rank, _ = process_of_job()
     parameters = [p for p in critic.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("The critic has no parameter that requires gradients, so there is nothing to train.")
+    settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
+    settings |= {"evaluate_every": evaluate_every, "patience": patience, "seed": seed}
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1.0 - k / steps)
-    generator = torch.Generator().manual_seed(seed)
-    half = batch_size // 2
-    truth = torch.cat([torch.ones(half), torch.zeros(half)]).to(device)
-    best, best_step, since, history = math.inf, 0, 0, []
-    kept = {k: v.detach().clone() for k, v in critic.state_dict().items()}
-    running, taken = 0.0, 0
-    counter: Any = range(1, steps + 1)
-    if progress:
+    state = _State(critic, optimizer, torch.Generator().manual_seed(seed), None if checkpoint is None else Path(checkpoint))
+    state.resume(settings)
+    counter: Any = range(state.step + 1, steps + 1)
+    if progress and rank == 0:
         from tqdm.auto import tqdm
 
-        counter = tqdm(counter, desc="critic", unit="step", leave=False)
+        counter = tqdm(counter, desc="critic", unit="step", leave=False, initial=state.step, total=steps)
+
+    def held() -> Calibration:
+        return measured(critic, held_real, held_generated, repeats=None, batch_size=500, seed=seed + 1)
+
     critic.train()
-    step = 0
+    running: list[Tensor] = []
     for step in counter:
-        picks = [torch.randint(len(s[0]), (half,), generator=generator) for s in (train_real, train_generated)]
-        x = torch.cat([s[0][i] for s, i in zip((train_real, train_generated), picks)])
-        condition: dict[str, Any] = {}
-        if train_real[1] is not None:
-            labels = [s[1][i] for s, i in zip((train_real, train_generated), picks)]  # type: ignore[index]
-            condition = {"class_labels": torch.cat(labels).to(device)}
-        x_t, t = _noised(critic, x, generator)
-        logit = critic.log_ratio(x_t.to(device), t, **condition)
-        loss = F.binary_cross_entropy_with_logits(logit.float(), truth)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        decay.step()
-        running, taken = running + loss.item(), taken + 1
+        if state.since >= patience:
+            break
+        optimizer.param_groups[0]["lr"] = lr * (1.0 - (step - 1) / steps)
+        running.append(_update(critic, parameters, optimizer, train_real, train_generated, batch_size, state, seed, step))
+        state.step = step
         if step % evaluate_every == 0 or step == steps:
-            held = calibration(
-                critic,
-                held_real[0],
-                held_generated[0],
-                real_labels=held_real[1],
-                generated_labels=held_generated[1],
-                seed=seed + 1,
-            ).mean_cross_entropy
-            history.append({"step": step, "training": running / taken, "held_out": held})
+            trained = sum_over_processes(torch.stack(running).double().sum()).item() / len(running)
+            running.clear()
+            if not math.isfinite(trained):
+                raise ValueError(f"The critic's loss became {trained} by step {step}: lower the learning rate (lr={lr:g}).")
+            state.judge(trained, held().mean_cross_entropy)
+            state.save(settings)
             if callback is not None:
-                callback(step, running / taken, held)
-            running, taken = 0.0, 0
-            if held < best:
-                best, best_step, since = held, step, 0
-                kept = {k: v.detach().clone() for k, v in critic.state_dict().items()}
-            else:
-                since += 1
-                if since >= patience:
-                    break
-    critic.load_state_dict(kept)
+                callback(step, trained, state.history[-1]["held_out"])
+    critic.load_state_dict(state.kept)
     critic.requires_grad_(False).eval()
-    final = calibration(
-        critic,
-        held_real[0],
-        held_generated[0],
-        real_labels=held_real[1],
-        generated_labels=held_generated[1],
-        seed=seed + 1,
-    )
-    settings = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "evaluate_every": evaluate_every,
-        "patience": patience,
-        "seed": seed,
-    }
-    return CriticRecord(step, best_step, len(real), len(generated), held_out, history, final, settings)
+    return CriticRecord(
+        state.step, state.best_step, len(train_real) + len(held_real), len(train_generated) + len(held_generated),
+        held_out, state.history, held(), settings,
+    )  # fmt: skip
 
 
-_Set = tuple[Tensor, Tensor | None]
+def _update(
+    critic: Critic,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    real: Part,
+    generated: Part,
+    batch_size: int,
+    state: _State,
+    seed: int,
+    step: int,
+) -> Tensor:
+    """One update; returns this process's share of the mean loss, ()."""
+    half, device = batch_size // 2, parameters[0].device
+    first, second = pair(real, generated, half, state.generator)
+    u = torch.rand(2, half, generator=state.generator, dtype=torch.float64)
+    times = ImportanceTimes().quantile(u.flatten(), critic.schedule).view(2, half)
+    noise = torch.randn(2, half, *_shape(real), generator=state.generator)
+    rank, world = process_of_job()
+    pieces = min(half, max(PIECES, world))
+    total = torch.zeros((), device=device)
+    for k in range(rank, pieces, world):
+        rows = torch.arange(k, half, pieces)
+        parts = [part.read(positions[rows]) for part, positions in ((real, first), (generated, second))]
+        x, t = torch.cat([p[0] for p in parts]), torch.cat([times[0, rows], times[1, rows]])
+        x_t = critic.schedule.add_noise(x, t, torch.cat([noise[0, rows], noise[1, rows]]).to(x.dtype))
+        condition: dict[str, Any] = {}
+        if critic.num_classes is not None:
+            condition = {"class_labels": torch.cat([p[1] for p in parts]).to(device)}  # type: ignore[misc]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(hash((seed, step, k)) & (2**63 - 1))
+            logit = critic.log_ratio(x_t.to(device), t, **condition).float()
+        sign = torch.cat([-torch.ones(len(rows)), torch.ones(len(rows))]).to(device)
+        loss = F.softplus(sign * logit).sum() / batch_size
+        loss.backward()
+        total += loss.detach()
+    if world > 1:
+        flat = sum_over_processes(
+            torch.cat([torch.zeros(p.numel(), device=device) if p.grad is None else p.grad.flatten() for p in parameters])
+        )
+        for p, g in zip(parameters, flat.split([p.numel() for p in parameters])):
+            p.grad = g.view_as(p).to(p.dtype)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
 
 
-def _checked(
-    critic: Discriminator,
-    real: Tensor,
-    generated: Tensor,
+def _shape(part: Part) -> tuple[int, ...]:
+    """Shape of one sample of a part."""
+    shape = getattr(part.data, "shape", None)
+    return tuple(part.data.x.shape[1:]) if shape is None else tuple(shape)
+
+
+class _State:
+    """Where a training stands: what a checkpoint holds."""
+
+    def __init__(
+        self, critic: Critic, optimizer: torch.optim.Optimizer, generator: torch.Generator, path: Path | None
+    ) -> None:
+        self.critic, self.optimizer, self.generator, self.path = critic, optimizer, generator, path
+        self.step, self.best_step, self.since, self.best = 0, 0, 0, math.inf
+        self.history: list[dict[str, float]] = []
+        self.kept = self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {k: v.detach().clone() for k, v in self.critic.state_dict().items()}
+
+    def judge(self, trained: float, held: float) -> None:
+        """Takes note of a check of the held-out cross-entropy."""
+        self.history.append({"step": self.step, "training": trained, "held_out": held})
+        if held < self.best:
+            self.best, self.best_step, self.since, self.kept = held, self.step, 0, self._weights()
+        else:
+            self.since += 1
+
+    def save(self, settings: dict[str, Any]) -> None:
+        """Writes the checkpoint, if there is to be one."""
+        if self.path is None or process_of_job()[0] > 0:
+            return
+        numbers = {"step": self.step, "best_step": self.best_step, "since": self.since, "best": self.best}
+        with records.atomic(self.path) as part:
+            torch.save(
+                {
+                    "settings": settings,
+                    "numbers": numbers,
+                    "history": self.history,
+                    "weights": self._weights(),
+                    "kept": self.kept,
+                    "optimizer": self.optimizer.state_dict(),
+                    "generator": self.generator.get_state(),
+                },
+                part,
+            )
+
+    def resume(self, settings: dict[str, Any]) -> None:
+        """Goes on from the checkpoint, if there is one of the same settings."""
+        if self.path is None or not self.path.is_file():
+            return
+        try:
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{self.path} cannot be read as a checkpoint; delete it to start anew.") from error
+        own = self.critic.state_dict()
+        if found["settings"] != settings or {k: v.shape for k, v in own.items()} != {
+            k: v.shape for k, v in found["weights"].items()
+        }:
+            return
+        self.critic.load_state_dict(found["weights"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.generator.set_state(found["generator"])
+        self.kept = {k: v.to(own[k].device) for k, v in found["kept"].items()}
+        self.history = found["history"]
+        for name, value in found["numbers"].items():
+            setattr(self, name, value)
+
+
+def _sets(
+    critic: Critic,
+    real: Any,
+    generated: Any,
     real_labels: Tensor | None,
     generated_labels: Tensor | None,
     held_out: float,
     batch_size: int,
-) -> tuple[tuple[_Set, _Set], tuple[_Set, _Set]]:
+) -> tuple[tuple[Part, Part], tuple[Part, Part]]:
     """(training, held-out) of the real and of the generated set."""
-    if real.shape[1:] != generated.shape[1:]:
-        raise ValueError(
-            f"Real samples have shape {tuple(real.shape[1:])}, generated ones {tuple(generated.shape[1:])}."
-        )
     if not 0.0 < held_out < 1.0:
         raise ValueError(f"held_out must lie between 0 and 1, got {held_out}.")
     if batch_size < 2 or batch_size % 2:
         raise ValueError(f"batch_size must be even (half real, half generated), got {batch_size}.")
-    out = []
-    for name, x, labels in (("real", real, real_labels), ("generated", generated, generated_labels)):
-        if not bool(x.isfinite().all()):
-            raise ValueError(f"The {name} samples hold NaN or infinity.")
-        if critic.num_classes is not None and labels is None:
-            raise ValueError(f"This critic is class-conditional: give {name}_labels.")
-        if labels is not None and len(labels) != len(x):
-            raise ValueError(f"{name}_labels has {len(labels)} entries for {len(x)} samples.")
-        kept_out = max(1, round(held_out * len(x)))
-        if len(x) - kept_out < 1:
-            raise ValueError(f"{len(x)} {name} samples are too few to train on and hold out {held_out:g} of.")
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-        parts = (order[kept_out:], order[:kept_out])
-        labels = None if critic.num_classes is None else labels
-        out.append(tuple((x[i], None if labels is None else labels[i]) for i in parts))
-    return out[0], out[1]  # type: ignore[return-value]
+    conditional = critic.num_classes is not None
+    first = as_examples("real", real, real_labels, critic)
+    second = as_examples("generated", generated, generated_labels, critic)
+    sets = tuple(divided(n, x, held_out, conditional, 0) for n, x in (("real", first), ("generated", second)))
+    a, b = _shape(sets[0][0]), _shape(sets[1][0])
+    if a != b:
+        raise ValueError(f"Real samples have shape {a}, generated ones {b}.")
+    check_classes(sets[0][0], sets[1][0])
+    return sets[0], sets[1]

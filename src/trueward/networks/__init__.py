@@ -5,6 +5,7 @@ Each carries its constructor's arguments as JSON in ``config``, so that a checkp
 """
 
 from trueward.networks.embedding import LabelEmbedding
+from trueward.networks.half_unet import HalfUNet
 from trueward.networks.logit_head import LogitHead
 from trueward.networks.mlp import MLP
 from trueward.networks.normalization import NormSiLU
@@ -13,6 +14,7 @@ from trueward.networks.unet import UNet
 
 __all__ = [
     "MLP",
+    "HalfUNet",
     "LabelEmbedding",
     "LogitHead",
     "NormSiLU",

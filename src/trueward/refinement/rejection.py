@@ -73,6 +73,27 @@ class Refined:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """What `observe` sees after every round of tests.
+
+    Attributes:
+        x: (rows, *shape), the states that were tested.
+        level: (rows,) their levels.
+        indices: (rows,) which samples they belong to.
+        log_ratio: (rows,) what the critic said of them.
+        passed: (rows,) whether they were accepted.
+        transition: was this the test after a step (else the marginal test)?
+    """
+
+    x: Tensor
+    level: Tensor
+    indices: Tensor
+    log_ratio: Tensor
+    passed: Tensor
+    transition: bool
+
+
+@dataclass(frozen=True)
 class DiffRS:
     """Diffusion rejection sampling on a chain.
 
@@ -146,6 +167,7 @@ class DiffRS:
         mode: str = "slots",
         condition: dict[str, Any] | None = None,
         callback: Callable[[int, int], None] | None = None,
+        observe: Callable[[Tested], None] | None = None,
         progress: bool = False,
     ) -> Refined:
         """Draws samples.
@@ -161,6 +183,7 @@ class DiffRS:
             condition: tensors (n, ...) with one entry per sample, or values for all; in stream mode entry i belongs to the
                 sample of the i-th index and is repeated after n.
             callback: called as ``callback(finished, n)``.
+            observe: called with a :class:`Tested` after every round of tests; for reports.
             progress: show a progress bar.
         """
         check_name("mode", mode, ["slots", "stream"])
@@ -180,7 +203,7 @@ class DiffRS:
             from tqdm.auto import tqdm
 
             bar = tqdm(total=n, desc="DiffRS", unit="sample", leave=False)
-        job = _Job(self, indices, seed, min(batch_size, n), mode == "stream", condition)
+        job = _Job(self, indices, seed, min(batch_size, n), mode == "stream", condition, observe)
         finished = 0
         while finished < n:
             job.advance()
@@ -199,8 +222,16 @@ class _Job:
     """One call: the slots and the accounts. Slot arrays are on the CPU, `x` where the model is."""
 
     def __init__(
-        self, rule: DiffRS, indices: Tensor, seed: int, slots: int, stream: bool, condition: dict[str, Any]
+        self,
+        rule: DiffRS,
+        indices: Tensor,
+        seed: int,
+        slots: int,
+        stream: bool,
+        condition: dict[str, Any],
+        observe: Callable[[Tested], None] | None,
     ) -> None:
+        self.observe = observe
         self.rule, self.chain, self.indices, self.seed, self.stream = rule, rule.chain, indices, seed, stream
         self.condition, self.slots = condition, slots
         self.n, levels = self.chain.steps, self.chain.steps + 1
@@ -291,6 +322,9 @@ class _Job:
         """Tests the rows; notes the log ratio of those that pass. Returns which passed."""
         logit = self._log_ratio(rows)
         passed = self._log_u(rows) <= logit - threshold
+        if self.observe is not None:
+            x = self.x[rows.to(self.x.device)]
+            self.observe(Tested(x, self.level[rows], self._index(self.position[rows]), logit, passed, kind == 0))
         self.parent[rows[passed]] = logit[passed]
         self.tested[kind].index_add_(0, self.level[rows], torch.ones_like(rows))
         self.accepted[kind].index_add_(0, self.level[rows[passed]], torch.ones_like(rows[passed]))

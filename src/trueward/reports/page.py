@@ -57,6 +57,9 @@ svg.chart{{display:block;width:100%;height:auto;overflow:visible}}
 svg .line{{fill:none;stroke:currentColor;stroke-width:2;stroke-linejoin:round}}
 svg .bar{{fill:none;stroke:currentColor;stroke-width:1.3;opacity:.75}}
 svg circle,svg rect,svg polygon{{fill:currentColor;stroke:var(--card);stroke-width:1}}
+svg .area{{fill:currentColor;opacity:.14;stroke:none}}
+svg rect.heat{{fill:var(--strong);stroke:none}}
+svg rect.frame{{fill:none;stroke:var(--line)}}
 svg .grid{{stroke:var(--line);stroke-width:1}}
 svg .axis{{stroke:var(--soft);stroke-width:1}}
 svg text{{fill:var(--soft);font-size:12.5px}}
