@@ -118,10 +118,10 @@ class Drawing:
         """The labels of these samples."""
         return None if self.labels is None else torch.tensor(self.labels)[indices % len(self.labels)]
 
-    def prepare(self, batch_size: int = default_batch) -> None:
+    def prepare(self, batch_size: int = default_batch, progress: bool = False) -> None:
         """Measures what sampling needs and does not find stored: the constants of rejection."""
         if isinstance(self.sampler, RefinedSampler) and self.sampler.rejection is not None:
-            self.sampler.calibration(self.model, batch_size=batch_size, progress=True)
+            self.sampler.calibration(self.model, batch_size=batch_size, progress=progress)
 
     @property
     def model(self) -> Denoiser:
@@ -156,9 +156,7 @@ class Drawing:
             labels = self.labels_of(indices)
             condition: dict[str, Any] = {} if labels is None else {"class_labels": labels}
             if refined is not None:
-                drawn = refined.draw(
-                    model, indices, self.seed, batch_size=batch_size, advance=advance, **condition
-                )
+                drawn = refined.draw(model, indices, self.seed, batch_size=batch_size, advance=advance, **condition)
                 kept = drawn.nfe_kept if refined.rejection is not None else None
                 yield Batch(drawn.x, indices, labels, drawn.cost.nfe_per_sample, drawn.cost, kept)
                 continue

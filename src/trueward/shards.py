@@ -262,7 +262,7 @@ def sample_to_folder(
             callback(Progress(done, share, found))
 
     if missing:
-        drawing.prepare(batch_size)
+        drawing.prepare(batch_size, progress=rank == 0)
     for shard in missing:
         began, cost, pieces = time.perf_counter(), Cost(), []
         for batch in drawing.batches(shard * size, shard * size + rows[shard], batch_size, advance):
@@ -319,7 +319,9 @@ def wait_until_complete(folder: str | Path, n: int, patience: float = 3600.0, ev
         if there != seen:
             seen, since = there, time.monotonic()
         elif time.monotonic() - since > patience:
-            raise ValueError(f"{folder} has not grown for {patience:g} s: another process seems to have died; run again.")
+            raise ValueError(
+                f"{folder} has not grown for {patience:g} s: another process seems to have died; run again."
+            )
         time.sleep(every)
 
 

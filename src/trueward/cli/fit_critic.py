@@ -59,7 +59,10 @@ def fit_critic(
     steps: Annotated[
         int | None,
         typer.Option(
-            metavar="COUNT", rich_help_panel=_FAKES, show_default="18 for edm, else the sampler's own", help="Its steps."
+            metavar="COUNT",
+            rich_help_panel=_FAKES,
+            show_default="18 for edm, else the sampler's own",
+            help="Its steps.",
         ),
     ] = None,
     nfe: Annotated[
@@ -117,7 +120,9 @@ def fit_critic(
     ] = False,
     feature_layer: Annotated[
         str,
-        typer.Option(metavar="NAME", rich_help_panel=_TRAINING, help="For features: which layer of the model holds them."),
+        typer.Option(
+            metavar="NAME", rich_help_panel=_TRAINING, help="For features: which layer of the model holds them."
+        ),
     ] = "auto",
     conditional: Annotated[
         bool, typer.Option("--conditional", rich_help_panel=_TRAINING, help="Judge every sample as one of its class.")
@@ -133,22 +138,36 @@ def fit_critic(
     dropout: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", rich_help_panel=_TRAINING, show_default="0.2; 0.1 from 20000 real samples", help="Its dropout."
+            metavar="SHARE",
+            rich_help_panel=_TRAINING,
+            show_default="0.2; 0.1 from 20000 real samples",
+            help="Its dropout.",
         ),
     ] = None,
     updates: Annotated[
-        int, typer.Option(metavar="COUNT", rich_help_panel=_TRAINING, help="Updates; it stops early when held-out loss rises.")
+        int,
+        typer.Option(
+            metavar="COUNT", rich_help_panel=_TRAINING, help="Updates; it stops early when held-out loss rises."
+        ),
     ] = 3000,
     batch_size: Annotated[
         int,
         typer.Option(
-            "--batch-size", "-b", metavar="SAMPLES", rich_help_panel=_TRAINING, help="Samples in an update, half of them real."
+            "--batch-size",
+            "-b",
+            metavar="SAMPLES",
+            rich_help_panel=_TRAINING,
+            help="Samples in an update, half of them real.",
         ),
     ] = 256,
-    lr: Annotated[float, typer.Option(metavar="RATE", rich_help_panel=_TRAINING, help="Learning rate, falling to 0.")] = 1e-3,
+    lr: Annotated[
+        float, typer.Option(metavar="RATE", rich_help_panel=_TRAINING, help="Learning rate, falling to 0.")
+    ] = 1e-3,
     patience: Annotated[
         int,
-        typer.Option(metavar="CHECKS", rich_help_panel=_TRAINING, help="Stop after so many checks without improvement."),
+        typer.Option(
+            metavar="CHECKS", rich_help_panel=_TRAINING, help="Stop after so many checks without improvement."
+        ),
     ] = 8,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of the generated samples and the training.")] = 0,
     device: Device = "auto",
@@ -225,7 +244,9 @@ def fit_critic(
     )
     page = write_report(folder / "critic" / "report.html", critic, record, real, fakes, model=model, facts=facts)
     typer.echo(f"Critic: {folder / 'critic'}, report: {page}")
-    typer.echo(f"Next: trueward sample {model}{'' if out is None else f' --critic {out}'} --refine diffrs --out grid.png")
+    typer.echo(
+        f"Next: trueward sample {model}{'' if out is None else f' --critic {out}'} --refine diffrs --out grid.png"
+    )
 
 
 def _watched() -> bool:

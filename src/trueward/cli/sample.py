@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +14,18 @@ import typer
 from trueward.cli.options import BatchSize, Device, Model, Seed
 
 if TYPE_CHECKING:
+    from trueward.denoisers import Denoiser
     from trueward.drawing import Drawing
+    from trueward.sampler_specs import SamplerSpec
 
+_REFINE = "Corrections by a critic"
 _EPILOG = """[bold]Examples[/]
 
 [cyan]trueward sample digits --out grid.png[/] — 64 images as one picture
 
 [cyan]trueward sample digits --sampler edm --nfe 15 --class 3 --guidance 1.5 --out threes.png[/]
+
+[cyan]trueward sample runs/mine --refine diffrs --percentile 0.9 --out refined.npz[/] — with its critic, see fit-critic
 
 [cyan]trueward sample runs/mine -n 50000 --steps 10 --out samples[/] — shards; run again after an interruption
 
@@ -40,13 +48,14 @@ def sample(
     ],
     n: Annotated[int, typer.Option("-n", "--samples", metavar="COUNT", help="How many samples.")] = 64,
     sampler: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--sampler",
             metavar="NAME[:OPTION=VALUE,...]",
+            show_default="dpm-solver++; with --refine, the critic's own",
             help="From noise to data: ddim, ddpm, edm, dpm-solver++, ... with options, e.g. dpm-solver++:order=3,grid=karras.",
         ),
-    ] = "dpm-solver++",
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(metavar="COUNT", show_default="the sampler's own", help="Number of steps of the sampler."),
@@ -76,6 +85,60 @@ def sample(
             help="Classifier-free guidance: 1 is the model itself, more follows the class harder.",
         ),
     ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=_REFINE,
+            help="Correct the samples with the model's critic: dg (guidance by its gradient), diffrs (rejection), dg+diffrs.",
+        ),
+    ] = None,
+    critic: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=_REFINE,
+            show_default="the model's own folder",
+            help="Where the critic is.",
+        ),
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(metavar="NUMBER", rich_help_panel=_REFINE, show_default="1", help="dg: strength.")
+    ] = None,
+    percentile: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", rich_help_panel=_REFINE, show_default="0.75", help="diffrs: 0 ... 1, more rejects more."
+        ),
+    ] = None,
+    max_nfe: Annotated[
+        int | None,
+        typer.Option(
+            "--max-nfe",
+            metavar="COUNT",
+            rich_help_panel=_REFINE,
+            show_default="none",
+            help="diffrs: start a sample anew that would need more network evaluations.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="NAME.html",
+            rich_help_panel=_REFINE,
+            show_default=False,
+            help="diffrs: a page about what was rejected, where, and what it cost.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            rich_help_panel=_REFINE,
+            show_default="what the model was trained on",
+            help="Real samples for the report's histograms.",
+        ),
+    ] = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     shard_size: Annotated[
@@ -99,7 +162,6 @@ def sample(
     """
     from trueward.cli.options import checked_output, load_model
     from trueward.drawing import Drawing, parse_labels
-    from trueward.sampler_specs import SamplerSpec, parse_options
 
     single = out.suffix.lower() in (".png", ".npz")
     checked_output(out, *((out.suffix.lower(),) if single else ()))
@@ -107,16 +169,96 @@ def sample(
         raise ValueError(f"-n must be at least 1, got {n}.")
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}.")
-    spec = SamplerSpec.parse(sampler).with_options(parse_options(option or ()))
-    chosen = spec.build(steps=steps, nfe=nfe)
-    denoiser = spec.corrected(load_model(model, device))
-    drawing = Drawing(denoiser, chosen, seed, parse_labels(classes, denoiser.num_classes), guidance)
+    denoiser = load_model(model, device)
+    asked = {"weight": weight, "percentile": percentile, "max_nfe": max_nfe}
+    spec, steps = _spec(sampler, steps, nfe, option or (), refine, asked, denoiser, critic)
+    if report is not None:
+        checked_output(report, ".html", ".htm")
+        if "diffrs" not in spec.corrections:
+            raise ValueError(f"--report {report} is about rejection: it needs --refine diffrs.")
+    labels = parse_labels(classes, denoiser.num_classes)
+    with _notes():
+        corrected, chosen = spec.assemble(denoiser, steps, nfe, critic=critic, labels=labels, guidance=guidance)
+    drawing = Drawing(corrected, chosen, seed, labels, guidance)
     chosen.plan(denoiser.schedule)  # what the sampler cannot do on this schedule is told before anything is drawn
     about = {"model": model, "sampler": str(spec), "steps": getattr(chosen, "steps", None)}
     if single:
         _one_file(drawing, n, out, batch_size, columns, about)
     else:
         _folder(drawing, n, out, batch_size, shard_size, dtype, png, about)
+    if report is not None:
+        _report(drawing, n, out, report, data, batch_size, about)
+
+
+def _spec(
+    sampler: str | None,
+    steps: int | None,
+    nfe: int | None,
+    options: Sequence[str],
+    refine: str | None,
+    asked: dict[str, Any],
+    denoiser: Denoiser,
+    critic: Path | None,
+) -> tuple[SamplerSpec, int | None]:
+    """The sampler and its steps as the words of the call and the critic say."""
+    from trueward.critics import read_facts
+    from trueward.naming import check_name
+    from trueward.sampler_specs import SamplerSpec, parse_options
+
+    text = "dpm-solver++" if sampler is None else sampler
+    how = tuple((refine or "").split("+")) if refine is not None else ()
+    for name in how:
+        check_name("refinement", name, ["dg", "diffrs"])
+    if how and sampler is None:
+        folder = getattr(denoiser, "folder", None) if critic is None else critic
+        facts = {} if folder is None else read_facts(folder)
+        text = facts.get("sampler_spec", "edm")
+        if steps is None and nfe is None:
+            steps = facts.get("steps")
+    spec = SamplerSpec.parse(text)
+    spec = SamplerSpec(spec.name, spec.options, (*spec.corrections, *(h for h in how if h not in spec.corrections)))
+    for key, needs in (("weight", "dg"), ("percentile", "diffrs"), ("max_nfe", "diffrs")):
+        if asked[key] is not None and needs not in spec.corrections:
+            raise ValueError(f"--{key.replace('_', '-')} {asked[key]:g} belongs to --refine {needs}.")
+    if critic is not None and not spec.refined:
+        raise ValueError(f"--critic {critic} is of no use without --refine dg or diffrs.")
+    given = {key: value for key, value in asked.items() if value is not None}
+    return spec.with_options(parse_options(options)).with_options(given), steps
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Warnings inside are told in one line each, by the first of several processes."""
+    import warnings
+
+    from trueward.shards import process_rank
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield
+    for warning in said:
+        if process_rank()[0] == 0 and issubclass(warning.category, UserWarning):
+            typer.echo(f"Note: {warning.message}", err=True)
+
+
+def _report(
+    drawing: Drawing, n: int, out: Path, report: Path, data: str | None, batch_size: int, about: dict[str, Any]
+) -> None:
+    """The page about rejection; of several processes, the last to finish writes it."""
+    from trueward.reports.reference import reference_of
+    from trueward.reports.rejection_page import account_of, write_report
+
+    account = account_of(out, n)
+    if account is None:  # other processes are still at work
+        return
+    try:
+        real = reference_of(drawing.denoiser, data).train
+    except ValueError:
+        if data is not None:
+            raise
+        real = None  # the page does without the histograms of real samples
+    write_report(report, drawing, account, real, batch_size=batch_size, about=about)
+    typer.echo(f"Report: {report}")
 
 
 def _one_file(drawing: Drawing, n: int, out: Path, batch_size: int, columns: int | None, about: dict[str, Any]) -> None:
@@ -126,14 +268,14 @@ def _one_file(drawing: Drawing, n: int, out: Path, batch_size: int, columns: int
     from trueward import records
     from trueward.cli.progress import sample_bar
     from trueward.exports import picture_of, save_array
+    from trueward.refinement import Cost
 
     if out.suffix.lower() == ".png":
         picture_of(torch.zeros(1, *(drawing.denoiser.shape or ())), None)  # vectors have no grid: told before drawing
-    began, batches = time.perf_counter(), []
+    drawing.prepare(batch_size, progress=True)
+    began = time.perf_counter()
     with sample_bar("sampling", n) as advance:
-        for batch in drawing.batches(0, n, batch_size):
-            batches.append(batch)
-            advance(len(batch.indices))
+        batches = list(drawing.batches(0, n, batch_size, advance))
     seconds = time.perf_counter() - began
     x = torch.cat([batch.x for batch in batches])
     if out.suffix.lower() == ".png":
@@ -142,10 +284,27 @@ def _one_file(drawing: Drawing, n: int, out: Path, batch_size: int, columns: int
         save_grid(picture_of(x, drawing.denoiser.data_range), out, columns)
     else:
         save_array(out, x, drawing.denoiser.data_range, drawing.labels_of(torch.arange(n)))
-    nfe = sum(batch.nfe * len(batch.indices) for batch in batches) / n
-    record = {**about, "n": n, "nfe": nfe, "seconds": seconds, "batch_size": batch_size, "config": drawing.identity()}
+    cost = sum((batch.cost for batch in batches), Cost())
+    record = {**about, "n": n, "nfe": cost.nfe_per_sample, "seconds": seconds, "batch_size": batch_size}
+    if cost.critic:
+        record |= {"refinement": cost.summary(), "cost": asdict(cost)}
+        if batches[0].nfe_kept is not None:
+            record["nfe_kept"] = torch.cat([b.nfe_kept for b in batches if b.nfe_kept is not None]).tolist()
+    record["config"] = drawing.identity()
     records.write_json(out.with_suffix(".json"), {**record, **records.circumstances()})
-    typer.echo(f"{out}: {n} samples, {nfe:g} network evaluations each, {seconds:.2f} s")
+    typer.echo(f"{out}: {n} samples, {_costs(record)}, {seconds:.2f} s")
+
+
+def _costs(record: dict[str, Any]) -> str:
+    """What a sample cost, in words."""
+    text = f"{record['nfe']:.5g} network evaluations each"
+    refinement = record.get("refinement")
+    if refinement:
+        if refinement["nfe_kept"] != refinement["nfe"]:
+            text += f" ({refinement['nfe_kept']:.5g} on its own path)"
+        text += f", {refinement['critic_evaluations']:.5g} of the critic"
+        text += f", {refinement['restarts']} restarts" if refinement["restarts"] else ""
+    return text
 
 
 def _folder(
@@ -193,10 +352,7 @@ def _folder(
             save_images(ShardFolder(out), out / "images")
     if process_rank()[0] == 0 or record.get("processes", 1) > 1:
         rate = record["samples_per_second"]
-        typer.echo(
-            f"{out}: {n} samples, {record['nfe']:g} network evaluations each"
-            + (f", {rate:.3g} samples/s" if rate else "")
-        )
+        typer.echo(f"{out}: {n} samples, {_costs(record)}" + (f", {rate:.3g} samples/s" if rate else ""))
 
 
 def register(app: typer.Typer) -> None:

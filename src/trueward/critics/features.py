@@ -141,7 +141,9 @@ class FeatureCritic(Critic):
         if self.denoiser.shape is None:
             raise ValueError("A critic on the model's features needs a model that knows the shape of its samples.")
         x = torch.zeros(1, *self.denoiser.shape, dtype=self.denoiser.dtype, device=self.denoiser.device)
-        condition = {} if self.num_classes is None else {"class_labels": torch.zeros(1, dtype=torch.int64, device=x.device)}
+        condition = (
+            {} if self.num_classes is None else {"class_labels": torch.zeros(1, dtype=torch.int64, device=x.device)}
+        )
         with torch.no_grad():
             features = self._features(x, torch.tensor([self.schedule.t_max], dtype=torch.float64), condition)
         return features.shape[1], features.ndim - 2

@@ -110,7 +110,9 @@ def train_critic(
     settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
     settings |= {"evaluate_every": evaluate_every, "patience": patience, "seed": seed}
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    state = _State(critic, optimizer, torch.Generator().manual_seed(seed), None if checkpoint is None else Path(checkpoint))
+    state = _State(
+        critic, optimizer, torch.Generator().manual_seed(seed), None if checkpoint is None else Path(checkpoint)
+    )
     state.resume(settings)
     counter: Any = range(state.step + 1, steps + 1)
     if progress and rank == 0:
@@ -127,13 +129,17 @@ def train_critic(
         if state.since >= patience:
             break
         optimizer.param_groups[0]["lr"] = lr * (1.0 - (step - 1) / steps)
-        running.append(_update(critic, parameters, optimizer, train_real, train_generated, batch_size, state, seed, step))
+        running.append(
+            _update(critic, parameters, optimizer, train_real, train_generated, batch_size, state, seed, step)
+        )
         state.step = step
         if step % evaluate_every == 0 or step == steps:
             trained = sum_over_processes(torch.stack(running).double().sum()).item() / len(running)
             running.clear()
             if not math.isfinite(trained):
-                raise ValueError(f"The critic's loss became {trained} by step {step}: lower the learning rate (lr={lr:g}).")
+                raise ValueError(
+                    f"The critic's loss became {trained} by step {step}: lower the learning rate (lr={lr:g})."
+                )
             state.judge(trained, held().mean_cross_entropy)
             state.save(settings)
             if callback is not None:
@@ -183,7 +189,9 @@ def _update(
         total += loss.detach()
     if world > 1:
         flat = sum_over_processes(
-            torch.cat([torch.zeros(p.numel(), device=device) if p.grad is None else p.grad.flatten() for p in parameters])
+            torch.cat(
+                [torch.zeros(p.numel(), device=device) if p.grad is None else p.grad.flatten() for p in parameters]
+            )
         )
         for p, g in zip(parameters, flat.split([p.numel() for p in parameters])):
             p.grad = g.view_as(p).to(p.dtype)

@@ -133,7 +133,7 @@ def calibrate(
     if progress:
         from tqdm.auto import tqdm
 
-        starts = tqdm(starts, desc="calibrating rejection", unit="batch", leave=False)
+        starts = tqdm(starts, desc="calibrating rejection", unit="batch", leave=False, disable=None)  # silent in a file
     for first in starts:
         rows = torch.arange(first, min(first + batch_size, n))
         noise = Noise(seed, rows)

@@ -280,7 +280,12 @@ class RefinedSampler:
 
         with tallied() as tally:
             found = rule.sample(
-                indices=indices, seed=seed, batch_size=batch_size, condition=condition, callback=finished, observe=observe
+                indices=indices,
+                seed=seed,
+                batch_size=batch_size,
+                condition=condition,
+                callback=finished,
+                observe=observe,
             )
         tables = (found.tested.tolist(), found.accepted.tolist(), found.moves.tolist())
         cost = Cost(

@@ -73,9 +73,7 @@ def write_report(
     return Path(path)
 
 
-def page(
-    record: CriticRecord, ratios: list[tuple[float, Tensor, Tensor]], model: str, facts: Mapping[str, Any]
-) -> str:
+def page(record: CriticRecord, ratios: list[tuple[float, Tensor, Tensor]], model: str, facts: Mapping[str, Any]) -> str:
     """The whole page as text; `ratios` are (log level, log ratios of real, of generated samples)."""
     title = f"The critic of {model}"
     calibration = record.calibration
@@ -205,7 +203,9 @@ def _making(record: CriticRecord, facts: Mapping[str, Any]) -> str:
     about = {**facts, **record.settings, **records.circumstances()}
     command = about.pop("command", None)
     entries = {
-        str(key).replace("_", " "): ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else f"{value}"
+        str(key).replace("_", " "): ", ".join(f"{k} {v}" for k, v in value.items())
+        if isinstance(value, dict)
+        else f"{value}"
         for key, value in about.items()
         if value is not None
     }

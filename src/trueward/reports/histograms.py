@@ -70,7 +70,9 @@ def histogram(
     def y_of(value: float) -> float:
         return y0 + value / top * (y1 - y0)
 
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="histogram of {escape(x_label)}">']
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="histogram of {escape(x_label)}">'
+    ]
     for value in ticks(0.0, top, False):
         parts.append(f'<path class="grid" d="M{LEFT} {y_of(value):.1f}H{WIDTH - RIGHT}"/>')
         label = f"{100 * value:g}%"
