@@ -152,7 +152,8 @@ def generated_set(source: str | Path | ShardFolder, data: Dataset) -> Dataset:
         known = None
     classes = None if known is None or data.num_classes is None else max(data.num_classes, int(known.max()) + 1)
     if x.dtype == torch.uint8:
-        assert data.levels is not None and data.data_range is not None
+        assert data.levels is not None
+        assert data.data_range is not None
         return Dataset(
             Quantised(x, data.levels, data.data_range), known, data_range=data.data_range, num_classes=classes,
             name="generated",

@@ -20,6 +20,8 @@ _EPILOG = """[bold]Examples[/]
 
 [cyan]trueward compare digits --samplers "ddim,dpm-solver++:order=3,grid=karras,edm" --steps 10 --out report.html[/]
 
+[cyan]trueward compare runs/mine --samplers ddim,edm,edm+dg,edm+diffrs,ddim+diffrs --steps 9,17,35 --out report.html[/]
+
 [cyan]trueward compare runs/mine --reference photos/ --features inception.pt -n 10000 --seeds 5 --out report.html[/]
 
 Run again after an interruption: what was measured is kept.
@@ -42,7 +44,8 @@ def compare(
         str,
         typer.Option(
             metavar="LIST",
-            help="Samplers, separated by commas, with options as in dpm-solver++:order=3,grid=karras (quote the list).",
+            help="Samplers, separated by commas, with options as in dpm-solver++:order=3,grid=karras (quote the list); +dg and "
+            "+diffrs refine one with the model's critic.",
         ),
     ] = "ddim,edm,dpm-solver++",
     steps: Annotated[
@@ -91,12 +94,21 @@ def compare(
     guidance: Annotated[
         float | None, typer.Option(metavar="SCALE", show_default="1", help="Classifier-free guidance; needs --class.")
     ] = None,
+    critic: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            show_default="the model's own folder",
+            help="Where the critic of +dg and +diffrs is stored.",
+        ),
+    ] = None,
     batch_size: BatchSize = 256,
     show: Annotated[int, typer.Option(metavar="COUNT", help="Samples in each picture.")] = 16,
     device: Device = "auto",
 ) -> None:
     """Compare samplers of a model at equal numbers of network evaluations, from the same noise."""
     from trueward.cli.interruption import interruptible
+    from trueward.cli.notes import notes
     from trueward.cli.options import checked_output, load_model
     from trueward.cli.progress import sample_bar
     from trueward.drawing import parse_labels
@@ -114,6 +126,7 @@ def compare(
     data = reference_of(denoiser, reference)
     memory = out.with_name(out.name + ".cells")
     with (
+        notes(),
         interruptible("What was measured is kept: run the same command again to continue."),
         sample_bar("comparing", len(specs) * len(budgets) * seeds * n) as advance,
     ):
@@ -139,6 +152,7 @@ def compare(
             batch_size=batch_size,
             show=show,
             about={"model": model, **_told(denoiser), "reference": data.description},
+            critic=critic,
             memory=memory,
             callback=report,
         )
@@ -164,16 +178,19 @@ def _print(result: Comparison) -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("sampler", overflow="fold")
-    for title in ("evaluations", *(q.title for q in result.qualities), "ms per sample"):
+    titles = ("evaluations", "of the critic") if result.asks_critic else ("evaluations",)
+    for title in (*titles, *(q.title for q in result.qualities), "ms per sample"):
         table.add_column(title, justify="right", min_width=6)
     for budget in result.budgets:
         best = result.best(budget)
         for row in (r for r in result.rows if r.budget == budget):
             style = "bold green" if best is not None and row.sampler == best.sampler else ""
-            made = f"{row.nfe:g}" if row.nfe == budget else f"{row.nfe:g} of {budget}"
+            word = "of" if row.nfe < budget else "for"
+            made = f"{row.nfe:g}" if row.nfe == budget else f"{row.nfe:.4g} {word} {budget}"
+            costs = [made.replace(" ", "\u00a0"), *([number(row.critic)] if result.asks_critic else [])]
             values = [value_and_spread(row, q.name) for q in result.qualities]
             shown = [text if spread is None else f"{text}\u00a0±\u00a0{spread}" for text, spread in values]
-            table.add_row(row.sampler, made.replace(" ", "\u00a0"), *shown, number(1000 * row.seconds), style=style)
+            table.add_row(row.sampler, *costs, *shown, number(1000 * row.seconds), style=style)
         table.add_section()
     Console().print(table)
 

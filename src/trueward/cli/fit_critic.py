@@ -177,9 +177,8 @@ def fit_critic(
     The model is not changed. The critic serves Discriminator Guidance and diffusion rejection sampling; it belongs to this
     model and, strictly, to the sampler named here.
     """
-    import warnings
-
     from trueward.cli.interruption import interruptible
+    from trueward.cli.notes import notes
     from trueward.cli.options import checked_output, load_model
     from trueward.drawing import Drawing, parse_labels
     from trueward.fitting import fit_critic as fit
@@ -205,37 +204,36 @@ def fit_critic(
     drawing = Drawing(corrected, chosen, seed, parse_labels(classes, denoiser.num_classes), guidance)
     facts = {"sampler": spec.described(chosen, guidance), "sampler_spec": str(spec), "steps": chosen.steps}  # type: ignore[arg-type]
     first = process_rank()[0] == 0
-    with warnings.catch_warnings(record=True) as said, interruptible("Run the same command again to continue."):
-        warnings.simplefilter("always")
-        with _bars(len(real) if n is None else n) as on_sample:
-            critic, record, fakes = fit(
-                denoiser,
-                real,
-                folder,
-                drawing=drawing,
-                n=n,
-                generated=generated,
-                network="features" if features else network,
-                conditional=conditional,
-                width=width,
-                blocks=blocks,
-                dropout=dropout,
-                feature_layer=feature_layer,
-                updates=updates,
-                batch_size=batch_size,
-                lr=lr,
-                patience=patience,
-                seed=seed,
-                sample_batch=sample_batch,
-                facts={"model_name": model, **(facts if generated is None else {})},
-                progress=_watched(),
-                on_sample=on_sample,
-            )
+    with (
+        notes(),
+        interruptible("Run the same command again to continue."),
+        _bars(len(real) if n is None else n) as on_sample,
+    ):
+        critic, record, fakes = fit(
+            denoiser,
+            real,
+            folder,
+            drawing=drawing,
+            n=n,
+            generated=generated,
+            network="features" if features else network,
+            conditional=conditional,
+            width=width,
+            blocks=blocks,
+            dropout=dropout,
+            feature_layer=feature_layer,
+            updates=updates,
+            batch_size=batch_size,
+            lr=lr,
+            patience=patience,
+            seed=seed,
+            sample_batch=sample_batch,
+            facts={"model_name": model, **(facts if generated is None else {})},
+            progress=_watched(),
+            on_sample=on_sample,
+        )
     if not first:
         return
-    for warning in said:
-        if issubclass(warning.category, UserWarning):
-            typer.echo(f"Note: {warning.message}", err=True)
     _print(record.calibration)
     best = min(h["held_out"] for h in record.history)
     typer.echo(

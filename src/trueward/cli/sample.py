@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -160,6 +159,7 @@ def sample(
 
     Sample number i depends on the seed and i alone: not on the batch size, the number of processes or an interruption.
     """
+    from trueward.cli.notes import notes
     from trueward.cli.options import checked_output, load_model
     from trueward.drawing import Drawing, parse_labels
 
@@ -177,7 +177,7 @@ def sample(
         if "diffrs" not in spec.corrections:
             raise ValueError(f"--report {report} is about rejection: it needs --refine diffrs.")
     labels = parse_labels(classes, denoiser.num_classes)
-    with _notes():
+    with notes():
         corrected, chosen = spec.assemble(denoiser, steps, nfe, critic=critic, labels=labels, guidance=guidance)
     drawing = Drawing(corrected, chosen, seed, labels, guidance)
     chosen.plan(denoiser.schedule)  # what the sampler cannot do on this schedule is told before anything is drawn
@@ -224,21 +224,6 @@ def _spec(
         raise ValueError(f"--critic {critic} is of no use without --refine dg or diffrs.")
     given = {key: value for key, value in asked.items() if value is not None}
     return spec.with_options(parse_options(options)).with_options(given), steps
-
-
-@contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """Warnings inside are told in one line each, by the first of several processes."""
-    import warnings
-
-    from trueward.shards import process_rank
-
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        yield
-    for warning in said:
-        if process_rank()[0] == 0 and issubclass(warning.category, UserWarning):
-            typer.echo(f"Note: {warning.message}", err=True)
 
 
 def _report(

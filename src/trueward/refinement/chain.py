@@ -125,5 +125,14 @@ class SamplerChain(Chain):
         return logit.detach().to("cpu", torch.float64)
 
     @property
+    def noise_levels(self) -> list[float]:
+        """sigma / alpha of every level; 0 for the data themselves."""
+        return (self._sigma / self._alpha).tolist()
+
+    def time(self, level: int) -> float:
+        """The time of a level, for the model."""
+        return self._plan.times.values[level]
+
+    @property
     def fingerprint(self) -> str:
         return f"{self.denoiser.schedule.fingerprint} {self.sampler!r}"

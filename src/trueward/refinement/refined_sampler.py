@@ -28,7 +28,6 @@ from trueward.critics import Critic, critic_fingerprint, tallied
 from trueward.denoisers import ClassifierFreeGuidance, Denoiser
 from trueward.fingerprints import model_fingerprint
 from trueward.naming import check_name
-from trueward.noise import Noise
 from trueward.refinement.calibration import Calibration, calibrate
 from trueward.refinement.chain import SamplerChain
 from trueward.refinement.cost import Cost
@@ -48,6 +47,15 @@ class Drawn(NamedTuple):
     nfe_kept: Tensor
 
 
+_OWN = {"percentile": 0.75, "warm_up": 1000}
+
+
+def _resolved(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with the defaults of `cls` for what it leaves open."""
+    parameters = inspect.signature(cls).parameters
+    return {n: p.default for n, p in parameters.items() if p.default is not p.empty} | dict(given)
+
+
 def guidance_options() -> list[str]:
     """The options of ``+dg``: those of :class:`DiscriminatorGuidance`, its noise range as `low` and `high`."""
     known = [n for n in inspect.signature(DiscriminatorGuidance).parameters if n not in ("inner", "critic")]
@@ -56,7 +64,7 @@ def guidance_options() -> list[str]:
 
 def rejection_options() -> list[str]:
     """The options of ``+diffrs``: those of :class:`DiffRS`, the percentile of its constants and the warm-up's size."""
-    return [f.name for f in fields(DiffRS) if f.name not in ("chain", "constants")] + ["percentile", "warm_up"]
+    return [f.name for f in fields(DiffRS) if f.name not in ("chain", "constants")] + [*_OWN]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +109,7 @@ class RefinedSampler:
                     f"{self.inner.name} cannot be stepped row by row, which rejection needs; use a single-step sampler "
                     "such as edm, ddim, ddpm or dpm-solver++2s."
                 )
-            percentile = self.rejection.get("percentile", 0.75)
+            percentile = self.rejection.get("percentile", _OWN["percentile"])
             if isinstance(percentile, str) or percentile is None:
                 raise ValueError(f"percentile must lie in [0, 1], got {percentile!r}.")
             Calibration(torch.zeros(2, 1, dtype=torch.float64)).constants(percentile)
@@ -136,7 +144,11 @@ class RefinedSampler:
 
     def __repr__(self) -> str:
         """What the samples depend on: two with the same text draw the same samples of a model."""
-        said = {"critic": critic_fingerprint(self.critic), "guidance": self.guidance, "rejection": self.rejection}
+        said = {
+            "critic": critic_fingerprint(self.critic),
+            "guidance": None if self.guidance is None else _resolved(DiscriminatorGuidance, self.guidance),
+            "rejection": None if self.rejection is None else _resolved(DiffRS, {**_OWN, **self.rejection}),
+        }
         return f"RefinedSampler({self.inner!r}, {json.dumps(said, sort_keys=True, default=repr)})"
 
     # --- drawing ------------------------------------------------------------------------------------------------------
@@ -175,7 +187,7 @@ class RefinedSampler:
 
     @property
     def _warm_up(self) -> int:
-        return int((self.rejection or {}).get("warm_up", 1000))
+        return int((self.rejection or {}).get("warm_up", _OWN["warm_up"]))
 
     def calibration(self, denoiser: Denoiser, *, batch_size: int = 64, progress: bool = False) -> Calibration:
         """The log ratios behind the constants, measured if they are not known yet.
@@ -208,7 +220,7 @@ class RefinedSampler:
     def rule(self, denoiser: Denoiser, *, batch_size: int = 64, progress: bool = False) -> DiffRS:
         """Rejection on this model, with its constants."""
         options = dict(self.rejection or {})
-        percentile = options.pop("percentile", 0.75)
+        percentile = options.pop("percentile", _OWN["percentile"])
         options.pop("warm_up", None)
         found = self.calibration(denoiser, batch_size=batch_size, progress=progress)
         return DiffRS(self.chain(denoiser), found.constants(percentile), **options)

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from trueward import records
+from trueward.critics import Critic, with_critic
 from trueward.data import Dataset
 from trueward.denoisers import Denoiser
-from trueward.drawing import Drawing, model_fingerprint
+from trueward.drawing import Drawing
+from trueward.fingerprints import model_fingerprint
+from trueward.refinement import Cost, RefinedSampler
 from trueward.reports.comparison import Cell, Comparison
 from trueward.reports.judge import Judge
 from trueward.sampler_specs import SamplerSpec, parse_samplers
@@ -58,6 +61,7 @@ def compare(
     batch_size: int = 256,
     show: int = 16,
     about: Mapping[str, Any] | None = None,
+    critic: Critic | str | Path | None = None,
     memory: str | Path | None = None,
     callback: Callable[[CellStep], None] | None = None,
 ) -> Comparison:
@@ -66,7 +70,8 @@ def compare(
     Args:
         denoiser: the model.
         samplers: names with options, e.g. ``["ddim", "dpm-solver++:order=3"]`` or the same as one text with commas.
-        steps: budgets in network evaluations; a sampler whose step costs more than one makes fewer steps.
+        steps: budgets in network evaluations; a sampler whose step costs more than one makes fewer steps. Rejection spends
+            more than the budget of its base sampler; the table says how much.
         reference: the data that samples should look like: (m, *shape) in data units, or a dataset.
         n: samples in each cell.
         seeds: one cell for each; the spread between them is the error bar.
@@ -76,6 +81,7 @@ def compare(
         batch_size: samples in one call of the model.
         show: samples to show in pictures.
         about: put into the report as it is: the model's name and record, the reference's.
+        critic: for samplers with ``+dg`` or ``+diffrs``: a critic, or the folder of one; default: beside the model.
         memory: file that remembers finished cells, so that an interrupted comparison continues; delete it when done.
         callback: called with a :class:`CellStep` after every batch.
 
@@ -93,15 +99,20 @@ def compare(
     if denoiser.shape is not None and shape != denoiser.shape:
         raise ValueError(f"The reference has samples of shape {shape}, but the model draws {denoiser.shape}.")
     # everything that can be refused is refused before the first sample
-    models = {str(spec): spec.corrected(denoiser) for spec in specs}
-    chosen = {(str(spec), budget): spec.build(nfe=budget) for spec in specs for budget in budgets}
-    for sampler in chosen.values():
+    classes = None if labels is None else tuple(labels)
+    if any(spec.refined for spec in specs) and not isinstance(critic, Critic):
+        critic = with_critic(denoiser, critic)
+    chosen = {
+        (str(spec), budget): spec.assemble(denoiser, nfe=budget, critic=critic, labels=classes, guidance=guidance)
+        for spec in specs
+        for budget in budgets
+    }
+    for _, sampler in chosen.values():
         sampler.plan(denoiser.schedule)
     judge = Judge(reference, metrics=metrics, features=features, data_range=denoiser.data_range)
-    classes = None if labels is None else tuple(labels)
     drawings = {
-        (key, seed): Drawing(models[key[0]], sampler, seed, classes, guidance)
-        for key, sampler in chosen.items()
+        (key, seed): Drawing(model, sampler, seed, classes, guidance)
+        for key, (model, sampler) in chosen.items()
         for seed in seeds
     }
     known = _Memory(
@@ -165,20 +176,25 @@ def _spread_out(n: int, count: int) -> Tensor:
 
 def _draw(
     drawing: Drawing, n: int, batch_size: int, advance: Callable[[int], None] | None = None
-) -> tuple[Tensor, float, float]:
-    """(samples on the CPU, network evaluations per sample, seconds per sample)."""
-    parts, evaluations, seconds, done = [], 0, 0.0, 0
-    batches = drawing.batches(0, n, batch_size)
-    while done < n:
+) -> tuple[Tensor, Cost, float]:
+    """(samples on the CPU, what they cost, seconds per sample)."""
+    parts, cost, seconds, done = [], Cost(), 0.0, 0
+    drawing.prepare(batch_size)
+
+    def count(finished: int) -> None:
+        nonlocal done
+        done += finished
+        if advance is not None:
+            advance(done)
+
+    batches = drawing.batches(0, n, batch_size, count)
+    while cost.samples < n:
         began = time.perf_counter()
         batch = next(batches)
         parts.append(batch.x.cpu())  # to the CPU inside the clock: a GPU answers before it has computed
         seconds += time.perf_counter() - began
-        evaluations += batch.nfe * len(batch.indices)
-        done += len(batch.indices)
-        if advance is not None:
-            advance(done)
-    return torch.cat(parts), evaluations / n, seconds / n
+        cost += batch.cost
+    return torch.cat(parts), cost, seconds / n
 
 
 def _measure(
@@ -193,11 +209,12 @@ def _measure(
 ) -> tuple[Cell, Tensor | None]:
     """One cell and the samples to show; a sampler that diverges gets NaN for its metrics instead of ending the comparison."""
     try:
-        x, nfe, seconds = _draw(drawing, n, batch_size, advance)
+        x, cost, seconds = _draw(drawing, n, batch_size, advance)
     except NonFiniteSamples:
         nothing = {quality.name: math.nan for quality in judge.qualities}
         return Cell(name, budget, math.nan, drawing.seed, math.nan, nothing), None
-    return Cell(name, budget, nfe, drawing.seed, seconds, judge(x)), x[:show]
+    nfe, critic = cost.nfe_per_sample, cost.critic_per_sample
+    return Cell(name, budget, nfe, drawing.seed, seconds, judge(x), critic), x[:show]
 
 
 def _picture(x: Tensor, data_range: tuple[float, float] | None) -> np.ndarray:
@@ -228,14 +245,14 @@ class _Memory:
                 except (json.JSONDecodeError, KeyError, TypeError):
                     continue  # the line that was being written when the power went
 
-    def key(self, sampler: Sampler, name: str, budget: int, seed: int) -> str:
+    def key(self, sampler: Sampler | RefinedSampler, name: str, budget: int, seed: int) -> str:
         identity = json.dumps([self.common, repr(sampler), name, budget, seed], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
-    def get(self, sampler: Sampler, name: str, budget: int, seed: int) -> Cell | None:
+    def get(self, sampler: Sampler | RefinedSampler, name: str, budget: int, seed: int) -> Cell | None:
         return self.cells.get(self.key(sampler, name, budget, seed))
 
-    def add(self, sampler: Sampler, cell: Cell) -> None:
+    def add(self, sampler: Sampler | RefinedSampler, cell: Cell) -> None:
         if self.path is None or not math.isfinite(cell.nfe):
             return
         line = {"key": self.key(sampler, cell.sampler, cell.budget, cell.seed), "cell": asdict(cell)}

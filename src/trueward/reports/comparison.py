@@ -49,10 +49,11 @@ class Cell:
     Attributes:
         sampler: the sampler as text, see :mod:`trueward.sampler_specs`.
         budget: network evaluations that were allowed.
-        nfe: network evaluations that were made.
+        nfe: network evaluations that were made per sample, all included.
         seed: seed of the samples.
         seconds: wall time of one sample, seconds.
         metrics: what was measured, by name.
+        critic: rows that a critic judged, per sample; 0 without one.
     """
 
     sampler: str
@@ -61,12 +62,14 @@ class Cell:
     seed: int
     seconds: float
     metrics: Mapping[str, float]
+    critic: float = 0.0
 
 
 @dataclass(frozen=True)
 class Row:
     """One sampler at one budget: means over seeds and standard deviations between them.
 
+    `nfe` counts every network evaluation, abandoned paths of rejection included; `critic` the judgements of a critic.
     `seconds` (per sample) is that of the fastest seed: other load on the machine can only add to it.
     """
 
@@ -77,6 +80,7 @@ class Row:
     seconds: float
     metrics: Mapping[str, float]
     spread: Mapping[str, float]
+    critic: float = 0.0
 
 
 def value_and_spread(row: Row, metric: str) -> tuple[str, str | None]:
@@ -122,6 +126,11 @@ class Comparison:
         return sorted({cell.budget for cell in self.cells})
 
     @property
+    def asks_critic(self) -> bool:
+        """Did any of the samplers ask a critic?"""
+        return any(cell.critic for cell in self.cells)
+
+    @property
     def rows(self) -> list[Row]:
         """One row for every sampler and budget, in the order of samplers, then budgets."""
         rows = []
@@ -155,11 +164,11 @@ class Comparison:
         return Path(path)
 
     def to_csv(self, path: str | Path) -> Path:
-        """Writes the rows as CSV: sampler, budget, nfe, seeds, seconds_per_sample, then metric and metric_sd for every metric."""
+        """Writes the rows as CSV: sampler, budget, nfe, critic, seeds, seconds_per_sample, then metric and metric_sd for every metric."""
         names = [q.name for q in self.qualities]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        head = ["sampler", "budget", "nfe", "seeds", "seconds_per_sample"]
+        head = ["sampler", "budget", "nfe", "critic", "seeds", "seconds_per_sample"]
         writer.writerow(head + [column for name in names for column in (name, f"{name}_sd")])
         for row in self.rows:
             values = [v for name in names for v in (row.metrics.get(name, math.nan), row.spread.get(name, math.nan))]
@@ -168,6 +177,7 @@ class Comparison:
                     row.sampler,
                     row.budget,
                     f"{row.nfe:g}",
+                    f"{row.critic:g}",
                     row.seeds,
                     f"{row.seconds:.6g}",
                     *(f"{v:.6g}" for v in values),
@@ -198,4 +208,5 @@ def _summary(sampler: str, budget: int, cells: Sequence[Cell]) -> Row:
         metrics[name] = statistics.fmean(values) if finite else math.nan
         spread[name] = (statistics.stdev(values) if len(values) > 1 else 0.0) if finite else math.nan
     nfe = statistics.fmean(c.nfe for c in cells)
-    return Row(sampler, budget, nfe, len(cells), min(c.seconds for c in cells), metrics, spread)
+    critic = statistics.fmean(c.critic for c in cells)
+    return Row(sampler, budget, nfe, len(cells), min(c.seconds for c in cells), metrics, spread, critic)

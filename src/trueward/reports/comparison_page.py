@@ -13,6 +13,12 @@ from trueward.reports.comparison import Comparison, Quality, Row, value_and_spre
 from trueward.reports.page import facts, whole_page
 from trueward.reports.pictures import data_uri, scatter, tiles
 
+_ABOUT_CRITICS = (
+    "Evaluations are all that were made per returned sample, abandoned paths of rejection included, so a row may exceed its "
+    "budget: compare it with the rows of other samplers at its own number (the curves do). Judgements of the critic are counted "
+    "beside them. "
+)
+
 
 def page(comparison: Comparison) -> str:
     """The whole page as text."""
@@ -103,8 +109,8 @@ def _pictures(c: Comparison) -> str:
                 continue
             caption = f"{escape(quality.title)} {number(row.metrics.get(quality.name, math.nan))}"
             if row.nfe != budget:
-                caption += f" · {row.nfe:g} made"
-            alt = f"{len(picture)} samples of {sampler} with {row.nfe:g} network evaluations"
+                caption += f" · {row.nfe:.4g} made"
+            alt = f"{len(picture)} samples of {sampler} with {row.nfe:.4g} network evaluations"
             cells.append(_figure(picture, alt, caption, limits))
         if c.data is not None:
             cells.append(_figure(c.data, "samples of the data", "", limits) if k == 0 else "<div></div>")
@@ -189,7 +195,8 @@ def _curves(c: Comparison) -> str:
 
 
 def _table(c: Comparison) -> str:
-    head = ["sampler", "evaluations", *(q.title for q in c.qualities), "ms per sample"]
+    critic = ["of the critic"] if c.asks_critic else []
+    head = ["sampler", "evaluations", *critic, *(q.title for q in c.qualities), "ms per sample"]
     body = []
     best = {
         (b, q.name): q.best([r.metrics.get(q.name, math.nan) for r in c.rows if r.budget == b])
@@ -198,7 +205,9 @@ def _table(c: Comparison) -> str:
     }
     for budget in c.budgets:
         for position, row in enumerate(r for r in c.rows if r.budget == budget):
-            made = f"{budget}" if row.nfe == budget else f"{row.nfe:g} <small>of {budget}</small>"
+            made = f"{budget}" if row.nfe == budget else f"{_made(row)}"
+            if c.asks_critic:
+                made += f"</td><td>{number(row.critic) if row.critic else '–'}"
             values = "".join(_value(row, q, best[budget, q.name]) for q in c.qualities)
             first = ' class="first"' if position == 0 and budget != c.budgets[0] else ""
             body.append(
@@ -206,9 +215,16 @@ def _table(c: Comparison) -> str:
             )
     titles = "".join(f"<th>{escape(h)}</th>" for h in head)
     return (
-        '<section><h2>All numbers</h2><p class="note">The best of each budget is marked. The same numbers are in the CSV and JSON files beside this page.</p>'
+        '<section><h2>All numbers</h2><p class="note">The best of each budget is marked. '
+        + (_ABOUT_CRITICS if c.asks_critic else "")
+        + "The same numbers are in the CSV and JSON files beside this page.</p>"
         f'<div class="card scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(body)}</tbody></table></div></section>'
     )
+
+
+def _made(row: Row) -> str:
+    """Evaluations that were made of a budget, or beyond it."""
+    return f"{row.nfe:.4g} <small>{'of' if row.nfe < row.budget else 'for'} {row.budget}</small>"
 
 
 def _value(row: Row, quality: Quality, best: float) -> str:

@@ -1,0 +1,23 @@
+"""Warnings of the library, told on the terminal in one line each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+
+import typer
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """Inside, warnings meant for users are collected; afterwards the first of several processes tells each of them once."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield
+    if os.environ.get("RANK", "0") != "0":
+        return
+    told = dict.fromkeys(str(warning.message) for warning in said if warning.category.__mro__.count(UserWarning))
+    for message in told:
+        typer.echo(f"Note: {message}", err=True)
