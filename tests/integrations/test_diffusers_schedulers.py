@@ -89,7 +89,7 @@ def test_what_cannot_be_certified_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="Did you mean 'DDIMScheduler'"):
         certify("diffusers:DDIMSchedular")
     with pytest.raises(ValueError, match="does not work on a table of betas"):
-        certify("diffusers:FlowMatchEulerDiscreteScheduler")
+        certify("diffusers:VQDiffusionScheduler")
     with pytest.raises(ValueError, match="Did you mean 'solver_order'"):
         certify("diffusers:DPMSolverMultistepScheduler", options={"solver_ordr": 2})
     with pytest.raises(ValueError, match="needs a DiscreteSchedule with all its nodes, got VPLinear"):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 PASS, FAIL, SKIPPED = "pass", "FAIL", "not applicable"
+STOPS = "stops converging"
 
 
 def _finite(value: Any) -> Any:
@@ -52,6 +53,8 @@ class Cell:
         slopes: order between consecutive runs.
         order: least-squares order over the last runs, or None if there is none.
         verdict, line: as in :class:`Finding`.
+        elsewhere: where convergence stops, the order at the numbers of steps that the subject may treat better, if there
+            are such and it goes on there.
     """
 
     schedule: str
@@ -63,6 +66,12 @@ class Cell:
     order: float | None
     verdict: str
     line: str
+    elsewhere: float | None = None
+
+    @property
+    def stops(self) -> bool:
+        """Do more steps stop to help?"""
+        return self.line.startswith(STOPS)
 
 
 @dataclass(frozen=True)

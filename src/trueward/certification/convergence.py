@@ -4,7 +4,8 @@ On a mixture whose flow is known to 1e-12, nine trajectories are followed with d
 error of a run of n_i evaluations, the order between two runs is log(e_i / e_{i+1}) / log(n_{i+1} / n_i); the order reported is
 the least-squares slope over the last three runs above the round-off floor. Runs go on doubling while the claimed order is not
 seen yet. A grid whose largest step in half-log-SNR is still large on the finest run has not come into its asymptotic range,
-where alone an order means something: that is said instead of judging.
+where alone an order means something: that is said instead of judging, unless more steps have stopped to help at all. Where
+convergence stops, numbers of steps that the subject may treat better are tried too, which tells whether they are the reason.
 
 Samplers that go on to the data (last level sigma = 0) are compared with the flow to the last noisy level followed by the
 posterior mean there; of a subject that does not tell its levels, the nearer of the two targets is taken and named.
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueward.certification.certificate import FAIL, PASS, SKIPPED, Cell, Distance
+from trueward.certification.certificate import FAIL, PASS, SKIPPED, STOPS, Cell, Distance
 from trueward.certification.subject import Setting, Subject, clean_end, largest_step
 from trueward.certification.witness import Counting
 from trueward.schedules import DiscreteSchedule, Schedule
@@ -29,8 +30,11 @@ from trueward.truth import bimodal
 TRUTH = bimodal()
 # A measured order may fall short of the claimed one by this: what a slope at finite n does (0.95 for order 1, say).
 _SHORTFALL = 0.2
-# A grid with a larger half-log-SNR step than this on its finest run is not asymptotic.
+# A grid with a larger half-log-SNR step than this on its finest run is not asymptotic for orders 1 and 2. The next
+# term of an error h^p grows with p (by Taylor's remainder, roughly as p), so that higher orders need smaller steps.
 _LARGEST_STEP = 0.5
+# Nor is one whose largest step, above this, shrank on the last doubling by less than this power of the doubling.
+_STILL_UNEVEN, _PROPORTION = 0.2, 0.8
 _EXTENSIONS = 2
 
 
@@ -91,19 +95,21 @@ def convergence(
     grid: str | None,
     steps: Sequence[int],
     claims: float | None,
+    extensions: int = _EXTENSIONS,
 ) -> Cell:
-    """Measures the order on one grid under one schedule."""
+    """Measures the order on one grid under one schedule; `extensions` further doublings are made where it is not seen yet."""
     setting = setting_for(grid, subject, schedule)
     label = grid or subject.own_grid
     counts = list(steps)
     nfe: list[int] = []
     errors: list[float] = []
     gaps: dict[str, list[float]] = {}
+    largest: list[float | None] = []
 
-    def cell(verdict: str, line: str, order: float | None = None) -> Cell:
+    def cell(verdict: str, line: str, order: float | None = None, elsewhere: float | None = None) -> Cell:
         target = min(gaps, key=lambda name: gaps[name][-1]) if gaps else ""
-        slopes = _slopes(nfe, errors)
-        return Cell(schedule_name, label, target, tuple(nfe), tuple(errors), tuple(slopes), order, verdict, line)
+        runs = tuple(nfe), tuple(errors), tuple(_slopes(nfe, errors))
+        return Cell(schedule_name, label, target, *runs, order, verdict, line, elsewhere)
 
     extended = 0
     for n in counts:
@@ -126,12 +132,62 @@ def convergence(
             )
         nfe.append(calls - (1 if clean_end(subject.levels(schedule, n, setting)) else 0))
         errors = gaps[min(gaps, key=lambda name: gaps[name][-1])]
-        if n == counts[-1] and extended < _EXTENSIONS and not _settled(nfe, errors, claims, subject.round_off):
+        if n == counts[-1] and extended < extensions and not _settled(nfe, errors, claims, subject.round_off):
             extended += 1
             counts.append(2 * n)
-    coarse = largest_step(subject.levels(schedule, n, setting)) if errors else None
-    verdict, line, order = _judge(nfe, errors, claims, coarse, subject.round_off)
-    return cell(verdict, line, order)
+        largest.append(largest_step(subject.levels(schedule, n, setting)))
+    if _stalled(nfe, errors, largest, subject.round_off):
+        verdict, order = FAIL, fitted_order(nfe, errors, subject.round_off)
+        line = _stopped(errors, order, claims)
+    else:
+        verdict, line, order = _judge(nfe, errors, claims, largest, subject.round_off)
+    if not line.startswith(STOPS):
+        return cell(verdict, line, order)
+    words, elsewhere = _where_it_goes_on(subject, schedule, setting)
+    return cell(verdict, line + words, order, elsewhere)
+
+
+def _where_it_goes_on(subject: Subject, schedule: Schedule, setting: Setting) -> tuple[str, float | None]:
+    """What the order is at the numbers of steps that the subject may treat better: in words, and if it has one."""
+    better = subject.even_steps(schedule)
+    if better is None:
+        return "", None
+    words, counts = better
+    nfe, errors = [], []
+    for n in counts:
+        try:
+            x, calls = _run(subject, schedule, n, setting)
+            gaps = [(x - end).abs().max().item() for end in _targets(subject, schedule, n, setting).values()]
+        except Exception:  # the cell tells of another failure already
+            return "", None
+        nfe.append(calls - (1 if clean_end(subject.levels(schedule, n, setting)) else 0))
+        errors.append(min(gaps))
+    order = fitted_order(nfe, errors, subject.round_off)
+    goes_on = order is not None and order >= 0.6 and not _stalled(nfe, errors, [None] * len(errors), subject.round_off)
+    found = f"it goes on with order {order:.2f}" if goes_on else "it stops as well"
+    told = f"; at {', '.join(map(str, counts))} steps, {words}, {found} (error {errors[-1]:.1e})"
+    return told, order if goes_on else None
+
+
+def _stalled(nfe: Sequence[int], errors: Sequence[float], largest: Sequence[float | None], floor: float) -> bool:
+    """Have more steps stopped to help: is the error of the last run no better than that of two runs before?
+
+    An error that rises twice says so on any grid. One that merely stays may be due to a last step that the grid leaves large
+    whatever the number of steps, so the largest step must have become smaller by a third.
+    """
+    if len(errors) < 4 or min(errors[-3:]) < floor:
+        return False
+    first, second = _slopes(nfe, errors)[-2:]
+    if max(first, second) < -0.1 and errors[-1] > 1.2 * min(errors):
+        return True
+    a, b = largest[-3], largest[-1]
+    return max(first, second) < 0.25 and a is not None and b is not None and b < a / 1.5
+
+
+def _stopped(errors: Sequence[float], order: float | None, claims: float | None) -> str:
+    measured = "" if order is None else f", order {order:.2f}"
+    wanted = "" if claims is None else f" (claims {claims:g})"
+    return f"{STOPS}: error {errors[-2]:.1e} then {errors[-1]:.1e}{measured}{wanted}"
 
 
 def _slopes(nfe: Sequence[int], errors: Sequence[float]) -> list[float]:
@@ -170,7 +226,7 @@ def _enough(order: float, claims: float | None) -> bool:
 
 
 def _judge(
-    nfe: Sequence[int], errors: Sequence[float], claims: float | None, coarse: float | None, floor: float
+    nfe: Sequence[int], errors: Sequence[float], claims: float | None, largest: Sequence[float | None], floor: float
 ) -> tuple[str, str, float | None]:
     if len(errors) < 3:
         return SKIPPED, "fewer than three of the runs were possible", None
@@ -181,21 +237,24 @@ def _judge(
     # the fit may still hold a steep slope from before the asymptotic range: the last one must not contradict it
     last = slopes[len(usable) - 2]
     enough = _enough(order, claims) and _enough(last + _SHORTFALL, claims)
-    if coarse is not None and coarse > _LARGEST_STEP * (2.0 if enough else 1.0):
-        return (
-            SKIPPED,
-            f"not asymptotic: the grid's largest step in half-log-SNR is still {coarse:.2g}; slope {order:.2f}",
-            order,
-        )
+    limit, before, coarse = _LARGEST_STEP * 2.0 / max(claims or 2.0, 2.0), largest[-2], largest[-1]
+    if coarse is not None and coarse > limit * (2.0 if enough else 1.0):
+        line = f"not asymptotic: the grid's largest step in half-log-SNR is still {coarse:.2g}; slope {order:.2f}"
+        return SKIPPED, line, order
     if enough:
         return PASS, f"order {order:.2f}{wanted}", order
+    if before is not None and coarse is not None and coarse > _STILL_UNEVEN:
+        shrank, wanted_by = before / coarse, (nfe[-1] / nfe[-2]) ** _PROPORTION
+        if shrank < wanted_by:
+            line = f"not asymptotic: the grid's largest step shrank only {shrank:.2f} times, to {coarse:.2g}; slope {order:.2f}"
+            return SKIPPED, line, order
     recent = slopes[max(0, len(usable) - 4) : len(usable) - 1]
     rising = len(recent) == 3 and recent[0] + 0.05 < recent[1] and recent[1] + 0.05 < recent[2]
     if claims is not None and rising and recent[-1] >= claims - 0.5:
         shown = ", ".join(f"{s:.2f}" for s in recent)
         return SKIPPED, f"not settled: the slopes still rise ({shown}){wanted}", order
     if usable[-1] > 0.5 * usable[-2]:
-        return FAIL, f"stops converging: error {usable[-2]:.1e} then {usable[-1]:.1e}, order {order:.2f}{wanted}", order
+        return FAIL, _stopped(usable, order, claims), order
     return FAIL, f"order {order:.2f}{wanted}", order
 
 

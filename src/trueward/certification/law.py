@@ -69,12 +69,13 @@ def law_convergence(
     grid: str | None,
     steps: Sequence[int],
     claims: float | None,
+    rows: int = _ROWS,
 ) -> Cell:
-    """Measures the weak order on one grid under one schedule."""
+    """Measures the weak order on one grid under one schedule, with `rows` samples."""
     setting = setting_for(grid, subject, schedule)
     label = grid or subject.own_grid
-    x_T = Noise.rows(7, _ROWS).normal(0, (1,), torch.float64) * schedule.prior_std().item()
-    floor, used = _floor(_ROWS), []
+    x_T = Noise.rows(7, rows).normal(0, (1,), torch.float64) * schedule.prior_std().item()
+    floor, used = _floor(rows), []
     nfe: list[int] = []
     errors: list[float] = []
     for n in steps:
@@ -92,7 +93,7 @@ def law_convergence(
         clean = clean_end(levels)
         end = schedule.t_min if levels is None else float(levels.t[-2 if clean else -1])
         gaps = [
-            (x[:, 0].to(torch.float64).sort().values - _quantiles(schedule, end, c, _ROWS)).abs().mean().item()
+            (x[:, 0].to(torch.float64).sort().values - _quantiles(schedule, end, c, rows)).abs().mean().item()
             for c in ([False, True] if clean is None else [clean])
         ]
         nfe.append(model.calls)

@@ -29,7 +29,7 @@ _EXPLODED = 1e6
 _THOROUGH_BOUND = 20_000
 
 # Two point masses, where posteriors are sharpest, beside a broad Gaussian: four numbers to a sample.
-_TRUTH = GaussianMixture(
+TRUTH = GaussianMixture(
     [0.3, 0.3, 0.4],
     [[0.9, -0.5, 0.1, 0.4], [-0.9, 0.3, 0.2, -0.6], [0.0, 0.1, -0.1, 0.0]],
     [0.0, 0.0, 0.25],
@@ -75,7 +75,7 @@ def nan_safety(
     miscounts: list[str] = []
     runs = refused = promised = 0
     last_refusal = ""
-    models = {name: Counting(_TRUTH.denoiser(schedule, covariance="diagonal")) for name, schedule in schedules.items()}
+    models = {name: Counting(TRUTH.denoiser(schedule, covariance="diagonal")) for name, schedule in schedules.items()}
     for model in models.values():
         model.data_range = (-1.5, 1.5)
     done: set[Case] = set()
@@ -100,7 +100,7 @@ def nan_safety(
         except Exception as error:
             wrong = f"{type(error).__name__}: {error}"
         else:
-            wrong = _verdict_on(outcome.x)
+            wrong = verdict_on(outcome.x)
             for said, count in (("promises", claim), ("reports", outcome.reported_nfe)):
                 promised += count is not None
                 if count is not None and count != model.calls:
@@ -115,7 +115,8 @@ def nan_safety(
     return _about_nan(bad, runs, refused), _about_nfe(miscounts, promised, runs - refused, subject, models, schedules)
 
 
-def _verdict_on(x: torch.Tensor) -> str:
+def verdict_on(x: torch.Tensor) -> str:
+    """What is wrong with samples, if anything."""
     if not bool(x.isfinite().all()):
         return "NaN or infinite samples"
     return f"samples beyond {_EXPLODED:g}" if x.abs().max() > _EXPLODED else ""

@@ -130,6 +130,10 @@ class Subject(ABC):
         """The number of steps whose cost is closest to `nfe` from below, or None if it cannot spend so little."""
         return nfe
 
+    def even_steps(self, schedule: Schedule) -> tuple[str, tuple[int, ...]] | None:
+        """Rising numbers of steps that it may treat better than others, after a clause that says which they are, or None."""
+        return None
+
     def is_breakdown(self, error: Exception) -> bool:
         """Is this error the subject's way of saying that its samples became NaN?"""
         return False

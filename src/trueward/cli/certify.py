@@ -17,6 +17,10 @@ _EPILOG = """[bold]Examples[/]
 
 [cyan]trueward certify my_package.my_module:my_sampler --claims 2[/] — your own f(denoiser, schedule, x_T, steps)
 
+[cyan]trueward certify diffusers:DPMSolverMultistepScheduler --option solver_order=3[/] — a scheduler of diffusers
+
+[cyan]trueward certify diffusers --out schedulers.md[/] — a table of all of them, without a verdict (half an hour)
+
 Exit code 0: certified. 1: a check failed.
 """
 
@@ -28,7 +32,7 @@ def certify(
             metavar="NAME",
             show_default=False,
             help="A sampler by its name, with options as in dpm-solver++:order=3; your own as module:function, called as "
-            "f(denoiser, schedule, x_T, steps); a foreign one as diffusers:ClassName.",
+            "f(denoiser, schedule, x_T, steps); a foreign one as diffusers:ClassName; diffusers alone for a table of all its schedulers.",
         ),
     ],
     option: Annotated[
@@ -43,15 +47,27 @@ def certify(
         bool, typer.Option("--thorough", help="More grids, schedules and options: minutes instead of seconds.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the certificate as JSON.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Also write the certificate as JSON; a table as .md, with .json beside it.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Measure a sampler where the truth is known: order of convergence, evaluations, NaN-safety, identity of samples."""
     from trueward.certification import certify as examine
+    from trueward.certification.survey import SURVEYS
     from trueward.cli.options import checked_output
     from trueward.sampler_specs import parse_options
 
+    if what in SURVEYS:
+        if option or claims is not None or thorough:
+            raise ValueError(f"A table of all of {what} takes no options; name one of its schedulers: {what}:NAME.")
+        _survey(what, out, json)
+        return
     if out is not None:
         checked_output(out, ".json")
     options = parse_options(option or ())
@@ -71,6 +87,28 @@ def certify(
         Console().print(certificate.table())
     if not certificate.passed:
         raise typer.Exit(1)
+
+
+def _survey(library: str, out: Path | None, json: bool) -> None:
+    """The table of a library's schedulers."""
+    from rich.console import Console
+
+    from trueward import records
+    from trueward.certification.survey import survey_of
+    from trueward.certification.survey_page import page
+    from trueward.cli.options import checked_output
+
+    if out is not None:
+        checked_output(out, ".md")
+    with Console(stderr=True).status(f"Measuring the schedulers of {library}") as status:
+        survey = survey_of(library, lambda doing: status.update(f"Measuring: {doing}"))
+    if out is not None:
+        records.write_text(out.with_suffix(".json"), survey.to_json())
+        records.write_text(out, page(survey, out.with_suffix(".json").name))
+    if json:
+        typer.echo(survey.to_json())
+    elif out is None:
+        typer.echo(page(survey))
 
 
 def _subject(what: str) -> tuple[Any, dict[str, Any]]:
