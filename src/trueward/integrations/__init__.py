@@ -1,7 +1,7 @@
 """In our users' world: models of other libraries come in, ours go out.
 
-diffusers pipelines become denoisers and our samplers become diffusers schedulers; a k-diffusion model is a denoiser and the
-other way round; schedulers and samplers of other libraries are certified like ours. The libraries themselves are optional
+diffusers pipelines become denoisers and our samplers become diffusers schedulers; covariances, Discriminator Guidance and
+rejection go into a pipeline without leaving diffusers; a k-diffusion model is a denoiser and the other way round; schedulers and samplers of other libraries are certified like ours. The libraries themselves are optional
 and imported when first used.
 """
 
@@ -14,15 +14,27 @@ from trueward.integrations.latent import LatentDenoiser
 from trueward.integrations.pipelines import from_pipeline, is_pipeline_folder, load_pipeline
 from trueward.integrations.scheduler_config import prediction_of, schedule_of, times_of_nodes, visited_nodes
 
-# classes that are subclasses of diffusers' own: their modules are imported when they are asked for
-_LAZY = {"TruewardAncestralScheduler": "ancestral_scheduler", "TruewardDPMSolverScheduler": "dpm_solver_scheduler"}
+# what needs diffusers itself, or rooms that a plain pipeline does not: imported when asked for
+_LAZY = {
+    "DiffRSPipeline": "diffrs_pipeline",
+    "GuidedNetwork": "guided_network",
+    "HeadedNetwork": "headed_network",
+    "TruewardAncestralScheduler": "ancestral_scheduler",
+    "TruewardDPMSolverScheduler": "dpm_solver_scheduler",
+    "guide": "guided_network",
+    "use_covariance": "pipeline_covariance",
+}
 
 __all__ = [
+    "DiffRSPipeline",
+    "GuidedNetwork",
+    "HeadedNetwork",
     "LatentDenoiser",
     "TruewardAncestralScheduler",
     "TruewardDPMSolverScheduler",
     "from_k_diffusion",
     "from_pipeline",
+    "guide",
     "is_pipeline_folder",
     "load_pipeline",
     "prediction_of",
@@ -30,6 +42,7 @@ __all__ = [
     "times_of_nodes",
     "to_k_diffusion",
     "to_pipeline",
+    "use_covariance",
     "visited_nodes",
 ]
 

@@ -8,9 +8,10 @@ that also predicts variances (doubled channels) is read by its mean. The time in
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from trueward.integrations.peers import peer
 from trueward.integrations.scheduler_config import configuration, is_edm, prediction_of, schedule_of
 
 INDEX = "model_index.json"
+WRAPPERS = ("HeadedNetwork", "GuidedNetwork")
 OWN_MODULES = tuple(
-    f"trueward.integrations.{name}" for name in ("ancestral_scheduler", "dpm_solver_scheduler", "exported_network")
+    f"trueward.integrations.{name}"
+    for name in ("ancestral_scheduler", "dpm_solver_scheduler", "exported_network", "headed_network")
 )
 
 
@@ -36,7 +39,8 @@ def is_pipeline_folder(folder: str | Path) -> bool:
 def load_pipeline(folder: str | Path, device: torch.device | str | None = None, **options: Any) -> Denoiser:
     """A diffusers pipeline folder as a `Denoiser`, in evaluation mode.
 
-    Nothing is downloaded, no code from the folder is run and only safetensors are read.
+    Nothing is downloaded, no code from the folder is run and only safetensors are read. The model has the attributes `record`
+    (which pipeline it was) and `folder` (statistics fitted to it are stored there).
 
     Args:
         folder: what ``pipeline.save_pretrained(folder)`` wrote.
@@ -62,14 +66,29 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None, 
         unused["requires_safety_checker"] = False  # type: ignore[assignment]
     reading = {name: options.pop(name) for name in ("torch_dtype", "variant") if name in options}
     try:
-        pipeline = peer("diffusers").DiffusionPipeline.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, **unused, **reading
-        )
+        with _without_bar():
+            pipeline = peer("diffusers").DiffusionPipeline.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, **unused, **reading
+            )
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"The pipeline in {folder} could not be read: {' '.join(str(error).split())[:300]}") from error
     model = from_pipeline(pipeline, **options).requires_grad_(False)
     model.record = {"kind": "diffusers-pipeline", "pipeline": type(pipeline).__name__}  # type: ignore[assignment]
+    model.folder = folder  # type: ignore[assignment]
     return model if device is None else model.to(device)
+
+
+@contextlib.contextmanager
+def _without_bar() -> Iterator[None]:
+    """diffusers counts the components it loads on a progress bar; it takes a second and says nothing to our users."""
+    logging = peer("diffusers").utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def from_pipeline(
@@ -82,7 +101,8 @@ def from_pipeline(
     """A diffusers pipeline as a `Denoiser` (for latent models, a :class:`LatentDenoiser`).
 
     Args:
-        pipeline: a pipeline object, or the folder of one.
+        pipeline: a pipeline object, or the folder of one. A covariance head or Discriminator Guidance put into it by trueward
+            becomes the wrapper of the denoiser.
         null_class: does the last class embedding mean "no class"? Default: yes for DiT, no for a `UNet2DModel`. Only with
             one can a class-conditional model be guided or asked without a label.
         shape: shape of one sample; default: that of the network's configuration.
@@ -100,12 +120,16 @@ def from_pipeline(
         raise ValueError(
             f"{type(pipeline).__name__} has no network and scheduler that trueward can read: a pipeline needs `unet` (or `transformer`) and `scheduler`."
         )
+    wrappers = []
+    while type(network).__name__ in WRAPPERS:  # ours: a covariance head, Discriminator Guidance
+        wrappers.append(network)
+        network = network.network
     config = configuration(components["scheduler"])
     adapter = _adapter(network, null_class)
     schedule = schedule_of(config, half_log_snr_clip)
     prediction = prediction_of(config)
     extra = {"sigma_data": float(config["sigma_data"])} if is_edm(config) else {}
-    model = denoiser(
+    model: Denoiser = denoiser(
         adapter,
         schedule,
         prediction,
@@ -114,6 +138,8 @@ def from_pipeline(
         num_classes=adapter.num_classes,
         **extra,
     )
+    for wrapper in reversed(wrappers):
+        model = wrapper.on_denoiser(model)
     if autoencoder is None:
         return model.eval()
     settings = autoencoder.config

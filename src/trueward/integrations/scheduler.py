@@ -181,9 +181,13 @@ class TruewardScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return mean.clamp(-s, s) / s
 
 
-def split(answer: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(prediction, what a network with doubled channels says of the variance), float32 at least."""
-    answer = answer.to(torch.promote_types(sample.dtype, torch.float32))
+def split(answer: Tensor | tuple[Tensor, Tensor], sample: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(prediction, what the network says of the variance), float32 at least: of a pair, or of doubled channels."""
+    dtype = torch.promote_types(sample.dtype, torch.float32)
+    if isinstance(answer, tuple):
+        first, second = answer
+        return first.to(dtype), second.to(dtype)
+    answer = answer.to(dtype)
     if answer.shape[1] == 2 * sample.shape[1]:
         first, second = answer.chunk(2, dim=1)
         return first, second
