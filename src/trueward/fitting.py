@@ -282,7 +282,8 @@ def _join_processes() -> None:
     if process_rank()[1] > 1:
         from accelerate import PartialState
 
-        PartialState()
+        # processes on a machine without an accelerator find each other only if they are told that there is none
+        PartialState(cpu=not torch.accelerator.is_available())
 
 
 def _warn(real: Dataset, generated: Dataset) -> None:

@@ -274,8 +274,8 @@ def sample_to_folder(
         if pieces[0][3] is not None:
             tensors["nfe"] = torch.cat([p[3] for p in pieces if p[3] is not None])
         seconds = time.perf_counter() - began
-        notes = {"seconds": seconds, "nfe": cost.nfe / rows[shard], "batch_size": batch_size}
-        target.write(shard, tensors, notes | ({"cost": asdict(cost)} if cost.critic else {}))
+        noted: dict[str, Any] = {"seconds": seconds, "nfe": cost.nfe / rows[shard], "batch_size": batch_size}
+        target.write(shard, tensors, noted | ({"cost": asdict(cost)} if cost.critic else {}))
     if all(target.rows(shard) == expected for shard, expected in enumerate(rows)):
         notes = [target.notes(shard) for shard in range(len(rows))]
         seconds = sum(note["seconds"] for note in notes)

@@ -84,11 +84,15 @@ def locate(denoiser: Denoiser, feature_layer: str = "auto") -> tuple[str, bool]:
         )
     path, network = found
     if feature_layer == "auto":
-        for name in ("out", "conv_norm_out"):
-            if isinstance(getattr(network, name, None), nn.Module) and (
-                name != "out" or hasattr(network, "forward_features")
-            ):
-                return f"{path}.{name}", True
+        inside: nn.Module | None = network
+        while isinstance(inside, nn.Module):  # adapters hold the network proper as `model` or `network`
+            for name in ("out", "conv_norm_out"):
+                if isinstance(getattr(inside, name, None), nn.Module) and (
+                    name != "out" or hasattr(inside, "forward_features")
+                ):
+                    return f"{path}.{name}", True
+            step = next((n for n in ("model", "network") if isinstance(getattr(inside, n, None), nn.Module)), "")
+            path, inside = f"{path}.{step}", getattr(inside, step, None) if step else None
         raise ValueError(
             f"Say which layer of {type(network).__name__} holds the features, feature_layer='name'; its layers are "
             f"{', '.join([name for name, _ in network.named_modules() if name][:20])}."

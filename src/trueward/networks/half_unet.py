@@ -88,16 +88,18 @@ class HalfUNet(nn.Module):
         self.stem = nn.Conv2d(channels, c, 3 if stride == 1 else 4, stride=stride, padding=1)
         height = height if stride == 1 else max(1, height // 2)
         self.halve, self.levels = nn.ModuleList(), nn.ModuleList()
+        self.splits: list[int] = []  # channels of each block's modulation
         self.attention = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
             if level > 0:
                 self.halve.append(nn.Conv2d(c, width * multiplier, 3, stride=2, padding=1))
                 c, height = width * multiplier, -(-height // 2)
             self.levels.append(nn.ModuleList(ResidualBlock(c, c, dropout) for _ in range(blocks)))
+            self.splits += [2 * c] * blocks
             self.attention.append(SelfAttention(c, min(head_width, c)) if height in attention else nn.Identity())
         self.last = ResidualBlock(c, c, dropout)
         self.features = c
-        self.splits = [2 * block.conv_1.out_channels for blocks in self.levels for block in blocks] + [2 * c]  # type: ignore[union-attr]
+        self.splits.append(2 * c)
         self.modulation = nn.Linear(4 * width, sum(self.splits))
 
     def forward_features(

@@ -39,10 +39,8 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         numbers = ("samples", "nfe", "nfe_kept", "critic", "critic_gradients", "restarts")
         tables = ("tested", "accepted", "moves")
-        return Cost(
-            **{name: getattr(self, name) + getattr(other, name) for name in numbers},
-            **{name: _plus(getattr(self, name), getattr(other, name)) for name in tables},
-        )
+        total: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in numbers}
+        return Cost(**total, **{name: _plus(getattr(self, name), getattr(other, name)) for name in tables})
 
     @property
     def nfe_per_sample(self) -> float:

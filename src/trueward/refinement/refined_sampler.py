@@ -259,7 +259,9 @@ class RefinedSampler:
             return self._rejected(denoiser, indices, seed, batch_size, advance, None, condition)[0]
         model, parts, cost = self.model(denoiser), [], Cost()
         for rows in torch.arange(len(indices)).split(batch_size):
-            own = {k: v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim else v for k, v in condition.items()}
+            own: dict[str, Any] = {
+                k: v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim else v for k, v in condition.items()
+            }
             with tallied() as tally:
                 samples = self.inner.sample(model, indices=indices[rows], seed=seed, **own)
             parts.append(samples.x)

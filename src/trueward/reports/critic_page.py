@@ -68,7 +68,8 @@ def write_report(
     held = [divided(n, x, record.held_out, conditional, 0)[1] for n, x in (("real", real), ("generated", generated))]
     edges = record.calibration.log_levels
     shown = [edges[0] + (edges[-1] - edges[0]) * (k + 0.5) / (LEVELS_SHOWN + 1) for k in range(LEVELS_SHOWN)]
-    ratios = [(level, *(log_ratios_at(critic, part, level) for part in held)) for level in shown]
+    first, second = held
+    ratios = [(s, log_ratios_at(critic, first, s), log_ratios_at(critic, second, s)) for s in shown]
     records.write_text(path, page(record, ratios, model, dict(facts or {})))
     return Path(path)
 
@@ -195,7 +196,7 @@ def _training(record: CriticRecord) -> str:
     return (
         f'<section><h2>Training</h2><p class="note">{record.real} real and {record.generated} generated samples, '
         f"{record.held_out:.0%} of them held out; the weights of update {record.best_step} of {record.steps} are kept.</p>"
-        f'<ul class="legend">{legend}</ul><div class="cards">{_card("Cross-entropy over all noise levels", "", chart)}</div></section>'
+        f'<ul class="legend">{legend}</ul><div class="cards" style="max-width:570px">{_card("Cross-entropy over all noise levels", "", chart)}</div></section>'
     )
 
 

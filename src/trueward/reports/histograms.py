@@ -32,7 +32,7 @@ def histogram(
     samples: Sequence[Sample],
     x_label: str,
     *,
-    bins: int = 40,
+    bins: int | None = None,
     whole: bool = False,
     bounds: tuple[float, float] | None = None,
     line: float | None = None,
@@ -42,7 +42,7 @@ def histogram(
     Args:
         samples: up to a few; each is normalised by itself.
         x_label: name of the axis.
-        bins: how many.
+        bins: how many; default by the number of values.
         whole: the values are whole numbers: bins are centred on them.
         bounds: ends of the axis; default all values but the outermost 0.5 % on either side. Values beyond count in the last bin.
         line: where to draw a vertical line.
@@ -52,6 +52,7 @@ def histogram(
     everything = np.concatenate(finite) if finite else np.zeros(0)
     if not everything.size:
         return f'<p class="note">No values of {escape(x_label)}.</p>'
+    bins = min(40, max(12, round(1.5 * math.sqrt(min(v.size for v in finite if v.size))))) if bins is None else bins
     low, high = bounds or (float(np.quantile(everything, 0.005)), float(np.quantile(everything, 0.995)))
     if whole:
         low, high = math.floor(low) - 0.5, math.ceil(high) + 0.5

@@ -225,7 +225,7 @@ def _histograms(ratios: list[tuple[float, dict[str, Tensor]]]) -> str:
     cards = []
     for level, found in ratios:
         samples = [Sample(name, found[name].numpy(), k) for k, name in enumerate(names)]
-        chart = histogram(samples, "log ratio, real over generated", bins=30, line=0.0)
+        chart = histogram(samples, "log ratio, real over generated", line=0.0)
         means = ", ".join(f"{name} {number(float(found[name].mean()))}" for name in names)
         cards.append(
             f'<div class="card"><h3>sigma/alpha = {number(math.exp(level))}</h3>{chart}<p class="note">means: {escape(means)}</p></div>'

@@ -66,15 +66,15 @@ def watch(drawing: Drawing, n: int, batch_size: int) -> Witness:
     )
     assert isinstance(refined, Refined)
     guided = sampler.model(model)
-    parts = [
-        sampler.inner.sample(guided, indices=rows, seed=drawing.seed, **({} if labels is None else {"class_labels": labels[rows]}))
-        for rows in indices.split(batch_size)
-    ]  # fmt: skip
+    parts = []
+    for rows in indices.split(batch_size):
+        own: dict[str, Any] = {} if labels is None else {"class_labels": labels[rows]}
+        parts.append(sampler.inner.sample(guided, indices=rows, seed=drawing.seed, **own).x)
     rejected = sorted(
         (level for level, passed in counts if not passed and counts[level, False]), key=lambda k: -counts[k, False]
     )
     shown = sorted(rejected[:SHOWN_LEVELS])
-    witness = Witness(refined.x.cpu(), torch.cat([p.x for p in parts]).cpu(), labels, shown)
+    witness = Witness(refined.x.cpu(), torch.cat(parts).cpu(), labels, shown)
     chain = sampler.chain(model)
     for level in shown:
         for passed in (False, True):
