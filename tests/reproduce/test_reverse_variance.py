@@ -94,3 +94,19 @@ def test_the_verdict_says_how_many_claims_hold():
 def test_the_record_is_json(model, tmp_path):
     reverse_variance.run(str(model), tmp_path, [2], 1, 10, test_samples=4)
     assert json.loads((tmp_path / "table.json").read_text())["precision"] == "float32"
+
+
+def test_each_method_is_judged_by_its_own_claims(tmp_path):
+    held = {"bits, K=5: analytic < beta": True, "bits, K=5: NPR with floor < analytic": False}
+    held |= {"Frechet of values, K=5: sn-DDPM < npr-DDPM": True}
+    for name in ("digits", "mnist"):
+        (tmp_path / "tables" / name).mkdir(parents=True)
+        (tmp_path / "tables" / name / "table.json").write_text(json.dumps({"claims": held}))
+    (tmp_path / "tables" / "unfinished").mkdir()
+    (tmp_path / "tables" / "unfinished" / "table.json").write_text(json.dumps({"cells": {}}))
+    reverse_variance.conclude(tmp_path / "tables", tmp_path)
+    analytic, learned = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("analytic-dpm", "sn-npr-dpm"))
+    assert (analytic["verdict"], analytic["of"]) == ("reproduced", 2)
+    assert (learned["verdict"], learned["held"], learned["of"]) == ("partly reproduced", 2, 4)
+    with pytest.raises(ValueError, match="no finished table"):
+        reverse_variance.conclude(tmp_path / "tables" / "unfinished", tmp_path)

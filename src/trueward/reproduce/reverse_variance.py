@@ -10,7 +10,7 @@ For every number of steps K
     python -m trueward.reproduce.reverse_variance MODEL --out FOLDER
 
 MODEL is a run folder or a model's name whose covariances were fitted with ``trueward fit-covariance``; heads that are not there
-are left out. Without MODEL, the small network of the experiment is trained on the digits first (a few minutes) and its
+are left out. A model that knows classes is asked for them everywhere (fit its table with ``--conditional``). Without MODEL, the small network of the experiment is trained on the digits first (a few minutes) and its
 covariances are fitted. A model trained under another schedule is asked under the thousand-step linear table of DDPM. The
 measurement stops and continues cell by cell.
 """
@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,15 @@ from trueward.loading import find, load
 from trueward.metrics import FrechetStatistics, feature_extractor, frechet_distance
 from trueward.objectives.moments import MomentMatching
 from trueward.reports.reference import reference_of
-from trueward.reproduce.reverse_variance_claims import claims, plot_distances, plot_variances, summary, verdict
+from trueward.reproduce.half_precision import in_half_precision
+from trueward.reproduce.reverse_variance_claims import (
+    claims,
+    method_records,
+    plot_distances,
+    plot_variances,
+    summary,
+    verdict,
+)
 from trueward.samplers import DDIM, Ancestral
 from trueward.schedules import DiscreteSchedule
 from trueward.training import Trainer, TrainingConfig, train
@@ -75,9 +85,7 @@ class Experiment:
         self.reference = {name: FrechetStatistics.of(self.train, found) for name, found in self.maps.items()}
 
     @classmethod
-    def open(
-        cls, name: str, out: Path, covariance: Path | None = None, clip_levels: int = 256, half: bool = False
-    ) -> Experiment:
+    def open(cls, name: str, out: Path, covariance: Path | None = None, clip_levels: int = 256) -> Experiment:
         """Loads the model and its covariances; measures the table if it is not there."""
         model = load(name)
         reference = reference_of(model)
@@ -90,7 +98,7 @@ class Experiment:
             table = load_table(folder)
             table.check(model.schedule)
         except ValueError:
-            table = estimate_gamma(model, reference.train, progress=True)
+            table = estimate_gamma(model, reference.train, conditional=model.num_classes is not None, progress=True)
             save_table(table, out, model)
         models: dict[str, Denoiser] = {"beta-tilde": model, "beta": model, "beta-unclipped": model}
         for kind in ("analytic", "analytic-residual"):
@@ -100,8 +108,6 @@ class Experiment:
                 models[kind] = with_covariance(model, kind, folder)
         if "npr" in models:
             models["npr-floor"] = with_covariance(model, "npr", folder, floor=FLOOR, table=table)
-        if half:
-            _in_half_precision(model)
         path = out / "table.json"
         cells = records.read_json(path)["cells"] if path.is_file() else {}
         return cls(models, table, reference.train, reference.held_out, reference.features, clip_levels, path, cells)
@@ -131,8 +137,8 @@ class Experiment:
             grid = optimal_trajectory(self.table, steps, cost, model.data_range)
         decoder = DiscretizedGaussian(int(self.test.levels or 256), self.test.data_range or (-1.0, 1.0))
         sampler = Ancestral(steps, variance=kind.removesuffix("-floor"), grid=grid)
-        data: Any = self.test if len(self.test) <= most else self.test.batch(torch.arange(most))["x"]
-        bound = elbo(model, data, sampler, decoder=decoder, batch_size=BATCH)
+        data: Any = self.test if len(self.test) <= most else [self.test.batch(torch.arange(most))]
+        bound = elbo(model, data, sampler, decoder=decoder, batch_size=BATCH, conditional=model.num_classes is not None)
         return {"value": bound.bits_per_dim, "error": bound.standard_error, "decoder": bound.bits(bound.decoder)}
 
     def distances(self, kind: str, steps: int, eta: float, seed: int, samples: int) -> dict[str, float]:
@@ -144,13 +150,11 @@ class Experiment:
             clip_pixel=2.0 if eta == 1.0 and kind != "beta" else 1.0,  # the published choices on this schedule
             clip_sigma_steps=0 if kind.endswith("-unclipped") else 1,
         )
-        x = torch.cat(
-            [
-                sampler.sample(self.models[kind], indices=torch.arange(i, min(i + BATCH, samples)), seed=seed).x
-                for i in range(0, samples, BATCH)
-            ]
-        )
-        return self.distances_of(x)
+        model, parts = self.models[kind], []
+        for indices in torch.arange(samples).split(BATCH):
+            condition = {} if model.num_classes is None else {"class_labels": indices % model.num_classes}
+            parts.append(sampler.sample(model, indices=indices, seed=seed, **condition).x)
+        return self.distances_of(torch.cat(parts))
 
     def distances_of(self, x: Tensor) -> dict[str, float]:
         """Frechet distances of samples or of other data to the training data, in every space."""
@@ -158,18 +162,6 @@ class Experiment:
             name: float(frechet_distance(x, self.reference[name], found, data_range=self.train.data_range))
             for name, found in self.maps.items()
         }
-
-
-def _in_half_precision(model: Denoiser) -> None:
-    """Computes the network in bfloat16 and everything around it (heads included) as before."""
-    network: Any = model.network
-    plain = network.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        with torch.autocast(model.device.type, torch.bfloat16):
-            return plain(*args, **kwargs).float()
-
-    network.forward = forward
 
 
 def digits_model(folder: Path, updates: int = 6000, head_updates: int = 4000, gamma_samples: int | None = None) -> Path:
@@ -213,10 +205,42 @@ def run(
     clip_levels: int = 256,
     half: bool = False,
     test_samples: int = 10_000,
+    sampled: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Measures the whole table into `out`; returns what is written to ``table.json``."""
-    experiment = Experiment.open(name, out, covariance, clip_levels, half)
+    """Measures the whole table into `out`; returns what is written to ``table.json``.
+
+    Args:
+        name: of the model or its folder.
+        steps, seeds, samples: numbers of steps; repetitions of the samples, and samples in each.
+        covariance: where the covariances are, if not beside the model.
+        clip_levels: grey levels of the clip of the last noise.
+        half: compute the network in bfloat16.
+        test_samples: test data for the bounds, at most.
+        sampled: variances to draw samples with; default all.
+    """
+    experiment = Experiment.open(name, out, covariance, clip_levels)
     plot_variances(experiment.table, out / "variances.png", data_range=experiment.models["beta"].data_range)
+    with in_half_precision(experiment.models["beta"], half):
+        _measure(experiment, steps, seeds, samples, test_samples, sampled)
+    found = summary(experiment.cells, steps, seeds)
+    held = claims(found, steps)
+    about = {"model": Path(name).name, "steps": steps, "seeds": seeds, "samples": samples, "test_samples": test_samples}
+    about |= {"features": experiment.features, "clip_levels": clip_levels}
+    about |= {"precision": "bfloat16 network" if half else "float32"}
+    experiment.save(**about, summary=found, claims=held, verdict=verdict(held))
+    plot_distances(found, steps, out / "distances.png")
+    return records.read_json(experiment.path)
+
+
+def _measure(
+    experiment: Experiment,
+    steps: list[int],
+    seeds: int,
+    samples: int,
+    test_samples: int,
+    sampled: Sequence[str] | None,
+) -> None:
+    """Every cell that is not there yet."""
     experiment.cell(
         "held-out",
         lambda: experiment.distances_of(experiment.test.batch(torch.arange(min(samples, len(experiment.test))))["x"]),
@@ -229,20 +253,24 @@ def run(
                     experiment.cell(key, lambda: experiment.bits(kind, k, trajectory, test_samples))  # noqa: B023
     for seed in range(seeds):
         for k in steps:
-            for kind in experiment.models:
+            for kind in [kind for kind in experiment.models if sampled is None or kind in sampled]:
                 for eta in (1.0, 0.0):
                     if kind == "npr-floor" or (kind.startswith("beta") and kind != "beta-tilde" and eta == 0.0):
                         continue
                     key = f"frechet {kind} {eta:g} {k} seed {seed}"
                     experiment.cell(key, lambda: experiment.distances(kind, k, eta, seed, samples))  # noqa: B023
-    found = summary(experiment.cells, steps, seeds)
-    held = claims(found, steps)
-    about = {"model": Path(name).name, "steps": steps, "seeds": seeds, "samples": samples, "test_samples": test_samples}
-    about |= {"features": experiment.features, "clip_levels": clip_levels}
-    about |= {"precision": "bfloat16 network" if half else "float32"}
-    experiment.save(**about, summary=found, claims=held, verdict=verdict(held))
-    plot_distances(found, steps, out / "distances.png")
-    return records.read_json(experiment.path)
+
+
+def conclude(tables: Path, out: Path) -> None:
+    """Writes the verdicts on both methods, from every finished table below `tables`, into `out`."""
+    found = {path.parent.name: records.read_json(path) for path in sorted(tables.glob("*/table.json"))}
+    finished = {name: table for name, table in found.items() if "claims" in table}
+    if not finished:
+        raise ValueError(f"There is no finished table below {tables}.")
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    for method, record in method_records(finished, date).items():
+        records.write_json(out / f"{method}.json", record)
+        print(f"{method}: {record['verdict']} ({record['held']} of {record['of']} claims)")
 
 
 def main() -> None:
@@ -253,6 +281,11 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a run folder or the name of a model; default: train one on digits")
     parser.add_argument("--out", type=Path, required=True, help="folder for table.json and the pictures")
     parser.add_argument(
+        "--conclude",
+        type=Path,
+        help="measure nothing: write the verdicts on the tables in OUT's subfolders into this folder",
+    )
+    parser.add_argument(
         "--covariance", type=Path, help="the --out of trueward fit-covariance; default: the model's folder"
     )
     parser.add_argument("--work", type=Path, help="folder of the model that is trained; default: OUT/model")
@@ -262,7 +295,11 @@ def main() -> None:
     parser.add_argument("--test-samples", type=int, default=10_000, help="test data for bits per dimension, at most")
     parser.add_argument("--clip-levels", type=int, default=256, help="grey levels of the clip of the last noise")
     parser.add_argument("--half", action="store_true", help="compute the network in bfloat16")
+    parser.add_argument("--sampled", help="variances to draw samples with, comma separated; default all")
     given = parser.parse_args()
+    if given.conclude is not None:
+        conclude(given.out, given.conclude)
+        return
     name = given.model or str(digits_model(given.work or given.out / "model"))
     result = run(
         name,
@@ -274,6 +311,7 @@ def main() -> None:
         clip_levels=given.clip_levels,
         half=given.half,
         test_samples=given.test_samples,
+        sampled=given.sampled.split(",") if given.sampled else None,
     )
     for claim, holds in result["claims"].items():
         print("yes" if holds else "NO ", claim)

@@ -106,6 +106,32 @@ def verdict(held: dict[str, bool]) -> str:
     return "reproduced" if all(held.values()) else "partly reproduced"
 
 
+def method_records(tables: dict[str, dict[str, Any]], date: str) -> dict[str, dict[str, Any]]:
+    """The verdicts on both methods over the claims of several tables, as ``docs/reproductions/METHOD.json`` holds them.
+
+    Args:
+        tables: by name, what ``table.json`` holds.
+        date: of the measurement, ISO.
+    """
+    found = {}
+    for method, own in (("analytic-dpm", False), ("sn-npr-dpm", True)):
+        held = {
+            f"{name}: {claim}": holds
+            for name, table in tables.items()
+            for claim, holds in table["claims"].items()
+            if bool({"NPR", "npr", "sn"} & set(claim.replace("-", " ").split())) is own
+        }
+        found[method] = {
+            "verdict": verdict(held),
+            "date": date,
+            "held": sum(held.values()),
+            "of": len(held),
+            "claims": held,
+            "tables": [f"analytic_dpm/{name}/table.json" for name in tables],
+        }
+    return found
+
+
 def plot_variances(table: GammaTable, path: Path, steps: int = 25, data_range: Any = (-1.0, 1.0)) -> None:
     """The picture that explains the method: variance of every step of an even trajectory, with its bounds, against time."""
     import matplotlib
