@@ -15,7 +15,7 @@ from trueward.reproduce.grid_claims import METHODS, factor, interval, judge, val
 from trueward.reproduce.grid_law import MODES, measures, truth
 
 F64 = torch.float64
-TINY = Settings(model_steps=20, critic_steps=10, generated=200, samples=300, warm_up=50, steps=4)
+TINY = Settings(model_steps=20, critic_steps=10, generated=2000, samples=300, warm_up=50, steps=4)
 
 
 def test_samples_of_the_law_measure_what_their_number_allows():

@@ -62,7 +62,7 @@ class Settings:
     """
 
     model_steps: int = 2500
-    critic_steps: int = 20_000
+    critic_steps: int = 10_000
     generated: int = 150_000
     samples: int = 10_000
     warm_up: int = 2000
@@ -169,7 +169,7 @@ class Experiment:
                 batch_size=1024,
                 lr=3e-3,
                 held_out=0.02,
-                evaluate_every=max(1, steps // 20),
+                evaluate_every=max(10, steps // 20),
                 patience=6,
                 seed=seed,
             )
