@@ -126,16 +126,16 @@ def judged(
     truths: list[Tensor] = []
     training, _ = critic.training, critic.eval()
     for part, kind in ((real, 1.0), (generated, 0.0)):
-        for _ in range(max(4, -(-2000 // len(part))) if repeats is None else repeats):
-            for positions in torch.arange(len(part)).split(batch_size):
-                x, labels = part.read(positions)
-                x_t, t = noised(critic, x, generator)
-                logit = torch.zeros(len(x), dtype=torch.float64)
-                if len(logits) % world == rank:
-                    condition: dict[str, Any] = {} if labels is None else {"class_labels": labels.to(device)}
-                    logit = critic.log_ratio(x_t.to(device), t, **condition).cpu().double()
-                logits.append(logit)
-                levels.append(-0.5 * critic.schedule.log_snr(t))
-                truths.append(torch.full((len(x),), kind, dtype=torch.float64))
+        times = max(4, -(-2000 // len(part))) if repeats is None else repeats
+        for positions in torch.arange(len(part)).repeat(times).split(batch_size):
+            x, labels = part.read(positions)
+            x_t, t = noised(critic, x, generator)
+            logit = torch.zeros(len(x), dtype=torch.float64)
+            if len(logits) % world == rank:
+                condition: dict[str, Any] = {} if labels is None else {"class_labels": labels.to(device)}
+                logit = critic.log_ratio(x_t.to(device), t, **condition).cpu().double()
+            logits.append(logit)
+            levels.append(-0.5 * critic.schedule.log_snr(t))
+            truths.append(torch.full((len(x),), kind, dtype=torch.float64))
     critic.train(training)
     return sum_over_processes(torch.cat(logits)), torch.cat(levels), torch.cat(truths)

@@ -56,7 +56,9 @@ def histogram(
     low, high = bounds or (float(np.quantile(everything, 0.005)), float(np.quantile(everything, 0.995)))
     if whole:
         low, high = math.floor(low) - 0.5, math.ceil(high) + 0.5
-        width = max(1, math.ceil((high - low) / bins))
+        # values that come in steps of two (Heun) get bins of two, or every other one would be empty
+        grain = int(np.gcd.reduce((everything - everything.min()).astype(np.int64))) or 1
+        width = grain * max(1, math.ceil((high - low) / (grain * bins)))
         edges = np.arange(low, high + width, width)
     else:
         pad = 0.02 * (high - low) or 0.5

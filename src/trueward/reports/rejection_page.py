@@ -193,7 +193,8 @@ def _pictures(witness: Witness, levels: list[float], data_range: tuple[float, fl
             rows.append(f'<div class="name"><span>level {level}</span><br><small>{at}</small></div>{"".join(pair)}')
     if not rows:
         return ""
-    grid = "grid-template-columns:var(--names) repeat(2,minmax(var(--tile),240px))"
+    columns = "var(--names) repeat(2,minmax(var(--tile),1fr))"  # two levels in a row
+    grid = f"grid-template-columns:{columns} {columns};--names:100px;min-width:760px"
     return (
         "<section><h2>Rejected and accepted</h2>"
         '<p class="note">What the model makes of a sample (its expected clean picture) when it was judged after a step: left, the '
