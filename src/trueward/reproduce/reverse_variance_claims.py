@@ -183,13 +183,16 @@ def plot_distances(found: Summary, steps: Sequence[int], path: Path) -> None:
         axis.legend(fontsize=7)
     for kind, (colour, label) in STYLES.items():
         for trajectory, style in (("even", "-"), ("optimal", "--")):
-            shown = "npr-floor" if kind == "npr" else kind
-            keys = [f"bits {shown} {trajectory} {k}" for k in steps]
+            asked = "npr-floor" if kind == "npr" else kind
+            keys = [f"bits {asked} {trajectory} {k}" for k in steps]
             bits = [(k, found[key]["value"]) for k, key in zip(steps, keys) if key in found]
             if bits:
                 name = f"{label}{' with floor' if kind == 'npr' else ''}, {trajectory}"
                 axes[2].plot(*zip(*bits), style, color=colour, label=name, marker="o", markersize=3, linewidth=1.2)
-    axes[2].set(xscale="log", yscale="log", xlabel="steps", title="bits per dimension")
+    shown = [found[key]["value"] for key in found if key.startswith(("bits beta ", "bits analytic", "bits npr-floor"))]
+    axes[2].set(xscale="log", xlabel="steps", title="bits per dimension (beta~ leaves the picture)")
+    if shown:
+        axes[2].set_ylim(0.95 * min(shown), 1.03 * max(shown))
     axes[2].set_xticks(list(steps), [str(k) for k in steps])
     axes[2].minorticks_off()
     axes[2].legend(fontsize=6)
