@@ -1,8 +1,9 @@
 """Where, in the whole space of a subject's options, does it give NaN or raise, and what do these places have in common?
 
 Every combination of schedule, grid and options is run at several numbers of steps. The combinations that break in one way are
-then described by as few conditions as possible: a condition is a conjunction ``option = value, ...`` of at most four
-equations under which *every* combination breaks, and conditions are taken greedily, the one that explains most first. What
+then described by as few conditions as possible: a condition is a conjunction ``option = value, ...`` of at most five
+equations under which *every* combination that runs at all breaks, in this way or another; combinations that are refused at
+all numbers of steps neither support nor contradict it. Conditions are taken greedily, the one that explains most first. What
 none explains is listed as it is. (Sets of combinations are the bits of an integer, so a conjunction is an ``&``.)
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from trueward.certification.subject import Setting, Subject, same_start
 from trueward.schedules import Schedule
 
 STEPS = (1, 2, 3, 5, 10, 20)
-_LONGEST = 4
+_LONGEST = 5
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Breakdown:
         where: the condition, e.g. {"grid": "karras", "solver_order": 3}; empty if it always breaks.
         steps: the numbers of steps at which at least one combination of the condition broke.
         always: the numbers of steps at which every one did.
-        combinations: how many combinations the condition covers.
+        combinations: how many combinations break in this way under the condition.
     """
 
     what: str
@@ -76,23 +77,27 @@ def sweep(
     grids: tuple[str | None, ...] = subject.grids or (None,)
     places: list[dict[str, Any]] = []
     failures: dict[str, dict[int, list[int]]] = {}
-    refused = 0
+    refused, never_run = 0, set()
     space = list(itertools.product(schedules, grids, itertools.product(*options.values())))
     for number, (name, grid, values) in enumerate(space):
         chosen = dict(zip(options, values))
         places.append({"schedule": name, **({} if grid is None else {"grid": grid}), **chosen})
+        refusals = 0
         for n in STEPS:
             what = _how_it_ends(subject, schedules[name], n, Setting(grid, tuple(chosen.items())))
             if what == "refused":
-                refused += 1
+                refusals += 1
             elif what:
                 failures.setdefault(what, {}).setdefault(number, []).append(n)
+        refused += refusals
+        if refusals == len(STEPS):
+            never_run.add(number)
         if callback is not None:
             callback(number + 1, len(space))
-    found = [b for what, broken in failures.items() for b in conditions(what, places, broken)]
+    broken = set().union(*failures.values())
+    found = [b for what, how in failures.items() for b in conditions(what, places, how, never_run | broken)]
     found.sort(key=lambda b: -b.combinations)
-    broken = len(set().union(*failures.values())) if failures else 0
-    return Sweep(len(space), len(space) * len(STEPS), refused, broken, tuple(found))
+    return Sweep(len(space), len(space) * len(STEPS), refused, len(broken), tuple(found))
 
 
 def _how_it_ends(subject: Subject, schedule: Schedule, steps: int, setting: Setting) -> str:
@@ -110,10 +115,16 @@ def _how_it_ends(subject: Subject, schedule: Schedule, steps: int, setting: Sett
     return verdict_on(x)
 
 
-def conditions(what: str, places: list[dict[str, Any]], broken: Mapping[int, list[int]]) -> list[Breakdown]:
-    """The broken places (by number, with the steps at which they broke) in as few conditions as possible."""
+def conditions(
+    what: str, places: list[dict[str, Any]], broken: Mapping[int, list[int]], indifferent: Set[int] = frozenset()
+) -> list[Breakdown]:
+    """The broken places (by number, with the steps at which they broke) in as few conditions as possible.
+
+    `indifferent` are further places that a condition may cover.
+    """
     everything = (1 << len(places)) - 1
     bad = sum(1 << number for number in broken)
+    allowed = bad | sum(1 << number for number in indifferent - broken.keys())
     equations: dict[tuple[str, Any], int] = {}
     for number, place in enumerate(places):
         for equation in place.items():
@@ -127,8 +138,8 @@ def conditions(what: str, places: list[dict[str, Any]], broken: Mapping[int, lis
             bits = everything
             for equation in chosen:
                 bits &= useful[equation]
-            if bits and not bits & ~bad:
-                sound.append((chosen, bits))
+            if bits & bad and not bits & ~allowed:
+                sound.append((chosen, bits & bad))
     found, left = [], bad
     while left:
         # the shortest of those that explain most: `sound` is sorted by length and max keeps the first

@@ -33,7 +33,7 @@ SURVEYS: dict[str, str] = {"diffusers": "trueward.integrations.diffusers_survey:
 
 BUDGETS = (5, 10, 20, 50)
 _STEPS = (20, 40, 80, 160)
-_LAW_STEPS = (5, 10, 20, 40, 80)
+LAW_STEPS = (5, 10, 20, 40, 80)
 _LAW_ROWS = 4096
 _COUNTED = 20
 
@@ -136,7 +136,11 @@ def survey(
     for subject in whole_space:
         schedules = {n: s for n, s in (subject.schedules or {}).items() if n not in set(not_swept)}
         name = class_name(subject)
-        sweeps[name] = sweep(subject, schedules, lambda i, n, name=name: say(f"options of {name}: {i} of {n}"))
+
+        def count(done: int, total: int, name: str = name) -> None:
+            say(f"options of {name}: {done} of {total}")
+
+        sweeps[name] = sweep(subject, schedules, count)
     versions = {library: version(library), "trueward": __version__, "torch": torch.__version__}
     versions["python"] = platform.python_version()
     seconds = time.perf_counter() - started
@@ -150,9 +154,11 @@ def _row(subject: Subject, name: str, options: dict[str, Any]) -> Row:
         noisy = conduct.is_stochastic(conduct.Bench(subject, schedules[first]))
     except Exception:  # its cells will say how it fails
         noisy = False
-    grids: list[str | None] = [g if g != subject.own_grid else None for g in subject.grids] or [None]
+    grids: list[str | None] = [g if g != subject.own_grid else None for g in subject.grids]
+    if None not in grids:
+        grids.insert(0, None)
     if noisy:
-        law = law_convergence(subject, first, schedules[first], None, _LAW_STEPS, subject.claims, _LAW_ROWS)
+        law = law_convergence(subject, first, schedules[first], None, LAW_STEPS, subject.claims, _LAW_ROWS)
         return Row(name, options, subject.claims, True, _evaluations(subject, schedules[first]), (law,), ())
     cells = [
         convergence(subject, s, schedules[s], g, _STEPS, subject.claims, extensions=1) for s in schedules for g in grids

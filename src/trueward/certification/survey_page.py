@@ -7,7 +7,7 @@ from typing import Any
 
 from trueward.certification.breakdowns import STEPS, Breakdown
 from trueward.certification.certificate import Cell
-from trueward.certification.survey import BUDGETS, Row, Survey
+from trueward.certification.survey import BUDGETS, LAW_STEPS, Row, Survey
 
 # How schedules are introduced on the page; others stand there with their name alone.
 _SCHEDULES: dict[str, str] = {
@@ -47,7 +47,7 @@ def _introduction(survey: Survey, record: str | None) -> str:
         f"# Schedulers of {survey.library}, measured\n\n"
         "A scheduler is run as a pipeline runs it, with the network replaced by the exact model of a known mixture, and its\n"
         "samples are compared with the exact solution. This page is made by one command and says what was measured, for the\n"
-        f"versions named here; nothing on it is about {survey.library}'s networks or pipelines.\n\n"
+        f"versions named here; nothing on it is about the networks or pipelines of {survey.library}.\n\n"
         f"```bash\n{survey.command}\n```\n\n"
         f"Measured with {versions} in {survey.seconds / 60:.0f} minutes.{numbers}\n"
         "For a verdict on one scheduler with your own options, and the further checks (independence of the batch, threads,\n"
@@ -129,21 +129,19 @@ def _errors(rows: Sequence[Row]) -> str:
 
 
 def _laws(rows: Sequence[Row]) -> str:
-    cells = [(row, cell) for row in rows for cell in row.cells]
-    counts = sorted({n for _, cell in cells for n in cell.nfe})
-    shown = [n for n in counts if sum(n in cell.nfe for _, cell in cells) > len(cells) // 2]
     lines = []
-    for row, cell in cells:
-        by_count = dict(zip(cell.nfe, cell.errors))
-        values = [f"{by_count[n]:.1e}" if n in by_count else "" for n in shown]
-        if not cell.errors or not all(map(_is_finite, cell.errors)):
-            values = [_entry(cell), *[""] * (len(shown) - 1)]
-        lines.append((_label(row), f"{cell.schedule}, {cell.grid}", *values))
+    for row in rows:
+        for cell in row.cells:
+            values = [f"{error:.1e} ({nfe})" for error, nfe in zip(cell.errors, cell.nfe)]
+            if not cell.errors or not all(map(_is_finite, cell.errors)):
+                values = [_entry(cell)]
+            filled = [*values, *[""] * len(LAW_STEPS)][: len(LAW_STEPS)]
+            lines.append((_label(row), f"{cell.schedule}, {cell.grid}", *filled))
     told = (
         "The Wasserstein-1 distance between the law of 4096 samples and the truth, on a line. Exact samples would show about\n"
-        "0.01."
+        "0.01. In brackets the evaluations spent."
     )
-    return f"{told}\n\n{_table(('scheduler', 'schedule, grid', *(f'{n} evaluations' for n in shown)), lines)}"
+    return f"{told}\n\n{_table(('scheduler', 'schedule, grid', *(f'{n} steps' for n in LAW_STEPS)), lines)}"
 
 
 def _is_finite(value: float) -> bool:
@@ -155,8 +153,8 @@ def _breakdowns(survey: Survey) -> str:
     told = (
         f"Every combination of table, grid and options of each class at {first} and {STEPS[-1]} steps: {_total(survey)}. A\n"
         "combination *breaks* if it gives NaN, infinite or exploding samples, or raises another error than a refusal\n"
-        "(`ValueError`, `NotImplementedError`, `ImportError`). What breaks is described by the fewest conditions under which\n"
-        "every combination does; other classes were found to be finite everywhere."
+        "(`ValueError`, `NotImplementedError`, `ImportError`). What breaks is described by as few conditions as possible:\n"
+        "under each, every combination that runs at all breaks, in this way or another. Some classes are finite everywhere."
     )
     parts, sound = [told], []
     for name, sweep in survey.sweeps.items():

@@ -24,6 +24,8 @@ _EPILOG = """[bold]Examples[/]
 
 [cyan]trueward compare runs/mine --reference photos/ --features inception.pt -n 10000 --seeds 5 --out report.html[/]
 
+[cyan]accelerate launch --num_processes 4 -m trueward.cli compare runs/mine --out report.html[/] — the cells shared
+
 Run again after an interruption: what was measured is kept.
 """
 
@@ -107,15 +109,18 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Compare samplers of a model at equal numbers of network evaluations, from the same noise."""
+    from trueward import processes
     from trueward.cli.interruption import interruptible
     from trueward.cli.notes import notes
     from trueward.cli.options import checked_output, load_model
     from trueward.cli.progress import sample_bar
     from trueward.drawing import parse_labels
     from trueward.reports.compare import compare as run
+    from trueward.reports.compare import memories
     from trueward.reports.reference import reference_of
     from trueward.sampler_specs import parse_counts, parse_samplers
 
+    rank, world = processes.join()
     checked_output(out, ".html", ".htm")
     specs, budgets = parse_samplers(samplers), parse_counts("--steps", steps)
     if seeds < 1:
@@ -128,7 +133,7 @@ def compare(
     with (
         notes(),
         interruptible("What was measured is kept: run the same command again to continue."),
-        sample_bar("comparing", len(specs) * len(budgets) * seeds * n) as advance,
+        sample_bar("comparing", -(-len(specs) * len(budgets) * seeds // world) * n) as advance,
     ):
         reported = 0
 
@@ -155,9 +160,13 @@ def compare(
             critic=critic,
             memory=memory,
             callback=report,
+            together=world > 1,
         )
+        if rank > 0:
+            return
         result.write(out)
-    memory.unlink(missing_ok=True)
+    for remembered in memories(memory):
+        remembered.unlink(missing_ok=True)
     _print(result)
     typer.echo(f"Report: {out}")
 

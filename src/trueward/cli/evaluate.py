@@ -20,6 +20,8 @@ _EPILOG = """[bold]Examples[/]
 [cyan]trueward evaluate pictures/ photos/ --size 64 --features inception:inception-2015-12-05.pt --out scores.json[/]
 
 [cyan]trueward evaluate samples.npz mnist --split test --metrics frechet,c2st[/]
+
+[cyan]accelerate launch --num_processes 2 -m trueward.cli evaluate samples/ photos/ --features inception:FILE[/] — the work shared
 """
 
 
@@ -90,11 +92,12 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Measure samples against data, with intervals (plus or minus 1.96 standard errors)."""
-    from trueward import records
+    from trueward import processes, records
     from trueward.cli.options import checked_output, torch_device
     from trueward.metrics import DEFAULT, default_features
     from trueward.metrics import evaluate as measure
 
+    rank, world = processes.join()
     if out is not None:
         checked_output(out, ".json")
     names = DEFAULT if metrics is None else [name.strip() for name in metrics.split(",")]
@@ -108,14 +111,17 @@ def evaluate(
         labels=drawn.labels,
         batch_size=batch_size,
         device=torch_device(device),
+        together=world > 1,
     )
+    if rank > 0:
+        return
     for name, value in result["metrics"].items():
         if value.get("standard_error") is not None:
             half = 1.96 * value["standard_error"]
             low, high = _RANGES.get(name, (-math.inf, math.inf))
             value["interval"] = [max(low, value["value"] - half), min(high, value["value"] + half)]
     told = {"of": samples, "against": f"{reference} ({split})"}
-    record = {**told, **result, **records.circumstances()}
+    record = {**told, **result, "processes": world, **records.circumstances()}
     if out is not None:
         records.write_json(out, record)
     if json:

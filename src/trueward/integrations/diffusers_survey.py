@@ -82,7 +82,8 @@ def survey(callback: Callable[[str], None] | None = None) -> Survey:
         ValueError: if diffusers is missing.
     """
     known = scheduler_names()
-    left_out, rows, classes = dict(LEFT_OUT), [], {}
+    left_out, rows = dict(LEFT_OUT), []
+    classes: dict[str, SchedulerSubject] = {}
     for name, options in VARIANTS:
         if name not in known:
             continue

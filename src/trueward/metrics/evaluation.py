@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trueward import processes
 from trueward.data import Dataset
 from trueward.metrics.estimate import Estimate
 from trueward.metrics.features import FeatureSpec, Samples, class_accuracy, feature_extractor, feature_pair
@@ -46,6 +48,8 @@ _COMPUTE: dict[str, Callable[..., Any]] = {
     "sliced_wasserstein": _sliced,
     "c2st": c2st,
 }
+# Metrics that are two numbers.
+_KEYS = {"precision_recall": ("precision", "recall"), "density_coverage": ("density", "coverage")}
 _FIXED = {"samples", "reference", "x", "y", "features", "batch_size", "data_range"}
 
 
@@ -66,6 +70,7 @@ def evaluate(
     batch_size: int = 500,
     data_range: tuple[float, float] | None = None,
     device: torch.device | str | None = None,
+    together: bool = False,
 ) -> dict[str, Any]:
     """Measures how far `samples` are from `reference`.
 
@@ -80,6 +85,9 @@ def evaluate(
         batch_size: samples whose features are computed at once.
         data_range: of the samples' values; a dataset knows its own, and the reference's is used where samples have none.
         device: where features are computed.
+        together: share the work with the other processes of the joined group (:mod:`trueward.processes`): the batches whose
+            features are computed, then the metrics. All of them call this with the same arguments and get the same numbers,
+            which are those of one process.
 
     Returns:
         ``{"samples": n, "reference": m, "features": name, "dimensions": d, "metrics": {name: {"value", "standard_error", ...}},
@@ -99,25 +107,47 @@ def evaluate(
     if data_range is None and isinstance(reference, Dataset):
         data_range = reference.data_range
     began = time.perf_counter()
-    x, y = feature_pair(samples, reference, extractor, batch_size=batch_size, data_range=data_range)
+    x, y = feature_pair(samples, reference, extractor, batch_size=batch_size, data_range=data_range, together=together)
     seconds = {"features": time.perf_counter() - began}
-    results: dict[str, Estimate] = {}
-    for name in metrics:
-        began = time.perf_counter()
-        found = _COMPUTE[name](x, y, **(options or {}).get(name, {}))
-        results.update({name: found} if isinstance(found, Estimate) else found._asdict())
-        seconds[name] = time.perf_counter() - began
+    rank, world = processes.here() if together else (0, 1)
+    results: dict[str, dict[str, float | None]] = {}
+    with processes.all_or_none() if together else contextlib.nullcontext():
+        for name in metrics[rank::world]:
+            began = time.perf_counter()
+            found = _COMPUTE[name](x, y, **(options or {}).get(name, {}))
+            estimates = {name: found} if isinstance(found, Estimate) else found._asdict()
+            results.update({key: estimate.to_dict() for key, estimate in estimates.items()})
+            seconds[name] = time.perf_counter() - began
+    if world > 1:
+        results, seconds = _of_all(metrics, results, seconds)
     if labels is None and isinstance(samples, Dataset):
         labels = samples.labels
     if labels is not None and extractor.classifier is not None:
         results["class_accuracy"] = class_accuracy(
-            samples, labels, extractor, batch_size=batch_size, data_range=data_range
-        )
+            samples, labels, extractor, batch_size=batch_size, data_range=data_range, together=together
+        ).to_dict()
     return {
         "samples": len(x),
         "reference": len(y),
         "features": extractor.name,
         "dimensions": x.shape[1],
-        "metrics": {name: found.to_dict() for name, found in results.items()},
+        "metrics": results,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
+
+
+def _of_all(
+    metrics: Sequence[str], results: dict[str, dict[str, float | None]], seconds: dict[str, float]
+) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
+    """What all processes measured, in the order of one."""
+    parts = processes.gather_json([results, seconds])
+    by_rank = [(list(found.items()), times) for found, times in parts]
+    ordered: dict[str, dict[str, float | None]] = {}
+    times = {"features": max(took["features"] for _, took in by_rank)}
+    for number, name in enumerate(metrics):
+        found, took = by_rank[number % len(by_rank)]
+        for key, value in found:
+            if key in _KEYS.get(name, (name,)):
+                ordered[key] = value
+        times[name] = took[name]
+    return ordered, times

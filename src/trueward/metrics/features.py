@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trueward import processes
 from trueward.data import Dataset
 from trueward.data.dataset import check_labels
 from trueward.metrics.classifier import BUNDLED, Classifier, load_classifier
@@ -21,11 +22,11 @@ Samples: TypeAlias = "Tensor | np.ndarray | Dataset"
 FeatureSpec: TypeAlias = "str | Path | Classifier | Features | Callable[[Tensor], Tensor] | None"
 
 
-def batches(samples: Samples, batch_size: int) -> Iterator[Tensor]:
-    """The samples in order, at most `batch_size` at a time."""
+def batches(samples: Samples, batch_size: int, start: int = 0, stride: int = 1) -> Iterator[Tensor]:
+    """The samples in order, at most `batch_size` at a time; of these batches every `stride`-th from number `start`."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    for first in range(0, len(samples), batch_size):
+    for first in range(start * batch_size, len(samples), stride * batch_size):
         rows = slice(first, min(first + batch_size, len(samples)))
         yield samples.batch(rows)["x"] if isinstance(samples, Dataset) else torch.as_tensor(samples[rows])
 
@@ -102,6 +103,33 @@ class Features:
             raise ValueError("There are no samples.")
         known = samples.data_range if isinstance(samples, Dataset) else data_range
         return torch.cat([_double(self(part, known)) for part in batches(samples, batch_size)])
+
+    def extract_together(
+        self, samples: Samples, *, batch_size: int = 500, data_range: tuple[float, float] | None = None
+    ) -> Tensor:
+        """:meth:`extract`, with the batches shared by the processes of the group; all call it with the same samples."""
+        if len(samples) == 0:
+            raise ValueError("There are no samples.")
+        known = samples.data_range if isinstance(samples, Dataset) else data_range
+        return _double(map_together(lambda part: self(part, known), samples, batch_size))
+
+
+def map_together(function: Callable[[Tensor], Tensor], samples: Samples, batch_size: int) -> Tensor:
+    """``function`` of every batch, in order and on the CPU, where process r of w has computed the batches r, r + w, ...
+
+    A batch is the same for any number of processes, and so is what it gives.
+    """
+    rank, world = processes.here()
+    with processes.all_or_none():
+        mine = [function(part).cpu() for part in batches(samples, batch_size, rank, world)]
+    gathered = processes.gather_rows(torch.cat(mine) if mine else None)
+    found = torch.empty(len(samples), *gathered[0].shape[1:], dtype=gathered[0].dtype)
+    taken = [0] * world
+    for number, first in enumerate(range(0, len(samples), batch_size)):
+        rows, owner = min(batch_size, len(samples) - first), number % world
+        found[first : first + rows] = gathered[owner][taken[owner] : taken[owner] + rows]
+        taken[owner] += rows
+    return found
 
 
 def _double(x: Tensor) -> Tensor:
@@ -205,6 +233,7 @@ def class_accuracy(
     *,
     batch_size: int = 500,
     data_range: tuple[float, float] | None = None,
+    together: bool = False,
 ) -> Estimate:
     """The share of samples that a classifier takes for the class that was asked for, with its standard error.
 
@@ -214,6 +243,7 @@ def class_accuracy(
         features: ``"digits"``, ``"mnist"``, or a :class:`Classifier`.
         batch_size: samples at a time.
         data_range: of the samples' values; a dataset knows its own.
+        together: with the work shared by the processes of the group, all of which call this.
 
     Raises:
         ValueError: features without a classifier; labels of another length or beyond its classes.
@@ -225,10 +255,13 @@ def class_accuracy(
     wanted, _ = check_labels(torch.as_tensor(labels), len(samples), classifier.num_classes)
     assert wanted is not None
     known = samples.data_range if isinstance(samples, Dataset) else data_range
-    found = torch.cat(
-        [classifier.classify(extractor.to_own_range(part, known)) for part in batches(samples, batch_size)]
-    )
-    return share(found == wanted)
+
+    def classify(part: Tensor) -> Tensor:
+        return classifier.classify(extractor.to_own_range(part, known))
+
+    if together:
+        return share(map_together(classify, samples, batch_size) == wanted)
+    return share(torch.cat([classify(part) for part in batches(samples, batch_size)]) == wanted)
 
 
 def feature_pair(
@@ -239,8 +272,12 @@ def feature_pair(
     batch_size: int = 500,
     data_range: tuple[float, float] | None = None,
     least: int = 2,
+    together: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Features (n, d), (m, d) float64 of two sets on one device, checked: enough samples, one shape, one size of features."""
+    """Features (n, d), (m, d) float64 of two sets on one device, checked: enough samples, one shape, one size of features.
+
+    With `together` the processes of the group share the work and all get both sets, on the CPU.
+    """
     for name, x in (("samples", samples), ("reference", reference)):
         if not isinstance(x, Tensor | np.ndarray | Dataset):
             raise ValueError(f"{name} must be a tensor, an array or a dataset, got {type(x).__name__}.")
@@ -258,6 +295,7 @@ def feature_pair(
     extractor = feature_extractor(features)
     if isinstance(reference, Dataset) and data_range is None:
         data_range = reference.data_range
-    x = extractor.extract(samples, batch_size=batch_size, data_range=data_range)
-    y = extractor.extract(reference, batch_size=batch_size, data_range=data_range)
+    extract = extractor.extract_together if together else extractor.extract
+    x = extract(samples, batch_size=batch_size, data_range=data_range)
+    y = extract(reference, batch_size=batch_size, data_range=data_range)
     return x, y.to(x.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueward import records
+from trueward import processes, records
 from trueward.critics import Critic, with_critic
 from trueward.data import Dataset
 from trueward.denoisers import Denoiser
@@ -64,6 +65,7 @@ def compare(
     critic: Critic | str | Path | None = None,
     memory: str | Path | None = None,
     callback: Callable[[CellStep], None] | None = None,
+    together: bool = False,
 ) -> Comparison:
     """Draws `n` samples with every sampler at every budget and seed, and measures them against a reference.
 
@@ -84,6 +86,8 @@ def compare(
         critic: for samplers with ``+dg`` or ``+diffrs``: a critic, or the folder of one; default: beside the model.
         memory: file that remembers finished cells, so that an interrupted comparison continues; delete it when done.
         callback: called with a :class:`CellStep` after every batch.
+        together: share the cells with the other processes of the joined group (:mod:`trueward.processes`), all of which call
+            this with the same arguments; a cell is the same whoever measures it. Only the first has all pictures.
 
     Raises:
         ValueError: unknown sampler, option or metric; a budget too small for a sampler; reference of another shape.
@@ -109,12 +113,13 @@ def compare(
     }
     for _, sampler in chosen.values():
         sampler.plan(denoiser.schedule)
-    judge = Judge(reference, metrics=metrics, features=features, data_range=denoiser.data_range)
+    judge = Judge(reference, metrics=metrics, features=features, data_range=denoiser.data_range, together=together)
     drawings = {
         (key, seed): Drawing(model, sampler, seed, classes, guidance)
         for key, (model, sampler) in chosen.items()
         for seed in seeds
     }
+    rank, world = processes.here() if together else (0, 1)
     known = _Memory(
         memory,
         {
@@ -124,40 +129,54 @@ def compare(
             "labels": classes,
             "guidance": guidance,
         },
+        rank,
     )
-    cells: list[Cell] = []
+    cells: dict[int, Cell] = {}
+    firsts: dict[int, Tensor] = {}
+    mine = list(enumerate(drawings.items()))[rank::world]
+    total, done = len(mine) * n, 0
+    with processes.all_or_none() if together else contextlib.nullcontext():
+        for number, (((name, budget), seed), drawing) in mine:
+            cell = known.get(drawing.sampler, name, budget, seed)
+            if cell is None:
+
+                def advance(
+                    count: int, name: str = name, budget: int = budget, seed: int = seed, before: int = done
+                ) -> None:
+                    if callback is not None:
+                        callback(CellStep(name, budget, seed, before + count, total))
+
+                cell, first = _measure(drawing, name, budget, n, batch_size, judge, advance, show)
+                if first is not None:
+                    firsts[number] = first
+                known.add(drawing.sampler, cell)
+            done += n
+            if callback is not None:
+                callback(CellStep(name, budget, seed, done, total))
+            cells[number] = cell
+    if world > 1:
+        found = processes.gather_json([[number, asdict(cell)] for number, cell in cells.items()])
+        cells = {number: Cell(**cell) for part in found for number, cell in part}
     pictures: dict[tuple[str, int], np.ndarray] = {}
-    total, done = len(drawings) * n, 0
-    for ((name, budget), seed), drawing in drawings.items():
-        first = None
-        cell = known.get(drawing.sampler, name, budget, seed)
-        if cell is None:
-
-            def advance(
-                count: int, name: str = name, budget: int = budget, seed: int = seed, before: int = done
-            ) -> None:
-                if callback is not None:
-                    callback(CellStep(name, budget, seed, before + count, total))
-
-            cell, first = _measure(drawing, name, budget, n, batch_size, judge, advance, show)
-            known.add(drawing.sampler, cell)
-        done += n
-        if callback is not None:
-            callback(CellStep(name, budget, seed, done, total))
-        cells.append(cell)
-        if seed == seeds[0] and math.isfinite(cell.nfe):
-            first = _draw(drawing, min(show, n), batch_size)[0] if first is None else first
-            pictures[name, budget] = _picture(first, denoiser.data_range)
+    for number, (((name, budget), seed), drawing) in enumerate(drawings.items()):
+        if seed == seeds[0] and math.isfinite(cells[number].nfe) and rank == 0:
+            if number not in firsts:  # remembered, or measured by another process
+                firsts[number] = _draw(drawing, min(show, n), batch_size)[0]
+            pictures[name, budget] = _picture(firsts[number], denoiser.data_range)
     floor: dict[str, float] = {}
     if held_out is not None and len(held_out) > 10:
         floor = judge(_rows(held_out, _spread_out(len(held_out), n)))
     pictures = {key: value for key, value in pictures.items() if value.size}
     data = _picture(_rows(reference, _spread_out(len(reference), show)), denoiser.data_range)
     told = {"samples": n, "seeds": list(seeds), **judge.about(), **(about or {}), **records.circumstances()}
+    if world > 1:
+        told["processes"] = world
     told["seconds"] = round(time.perf_counter() - began, 1)
     if floor:
         told["held-out data"] = f"{min(n, len(held_out))} samples"  # type: ignore[arg-type]
-    return Comparison(cells, judge.qualities, pictures, data if data.size else None, floor, told)
+    return Comparison(
+        [cells[number] for number in sorted(cells)], judge.qualities, pictures, data if data.size else None, floor, told
+    )
 
 
 def _spec(sampler: str | SamplerSpec) -> SamplerSpec:
@@ -228,15 +247,33 @@ def _picture(x: Tensor, data_range: tuple[float, float] | None) -> np.ndarray:
     return np.zeros((0, 2))
 
 
-class _Memory:
-    """Finished cells of an interrupted comparison, one JSON line each."""
+def memory_of(path: str | Path, rank: int) -> Path:
+    """Where process `rank` remembers its cells: `path` itself for the first."""
+    path = Path(path)
+    return path if rank == 0 else path.with_name(f"{path.name}.{rank}")
 
-    def __init__(self, path: str | Path | None, common: dict[str, Any]) -> None:
-        self.path = None if path is None else Path(path)
+
+def memories(path: str | Path) -> list[Path]:
+    """The files in which processes have remembered cells."""
+    path = Path(path)
+    others = path.parent.glob(f"{path.name}.*") if path.parent.is_dir() else []
+    return [
+        found for found in [path, *sorted(others)] if found.is_file() and (found == path or found.suffix[1:].isdigit())
+    ]
+
+
+class _Memory:
+    """Finished cells of an interrupted comparison, one JSON line each.
+
+    Every process writes a file of its own and reads those of all, so that another number of them can go on.
+    """
+
+    def __init__(self, path: str | Path | None, common: dict[str, Any], rank: int = 0) -> None:
+        self.path = None if path is None else memory_of(path, rank)
         self.common = common
         self.cells: dict[str, Cell] = {}
-        if self.path is not None and self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+        for stored_in in [] if path is None else memories(path):
+            for line in stored_in.read_text(encoding="utf-8").splitlines():
                 try:
                     stored = json.loads(line)
                     cell = stored["cell"]

@@ -48,6 +48,7 @@ class Judge:
         data_range: of samples and reference; a dataset knows its own.
         device: where features are computed; default: where the samples are.
         most: points of the reference for metrics of neighbours and kernels.
+        together: let the processes of the group share the features of the reference; all of them make this judge.
 
     Raises:
         ValueError: unknown metric or features; fewer than two samples.
@@ -61,6 +62,7 @@ class Judge:
         data_range: tuple[float, float] | None = None,
         device: torch.device | str | None = None,
         most: int = 10000,
+        together: bool = False,
     ) -> None:
         self.metrics = DEFAULT if metrics is None else tuple(dict.fromkeys(metrics))
         if not self.metrics:
@@ -68,7 +70,8 @@ class Judge:
         self.qualities = [quality for name in self.metrics for quality in look_up("metric", name, QUALITIES)]
         self.data_range = reference.data_range if isinstance(reference, Dataset) else data_range
         self.extractor = feature_extractor(None if features == "pixels" else features, device)
-        self.reference = self._features(reference)
+        extract = self.extractor.extract_together if together else self.extractor.extract
+        self.reference = extract(reference, data_range=self.data_range).cpu()
         self.statistics = FrechetStatistics(self.extractor.name).update(self.reference)
         self.most = most
         self._bandwidth: float | None = None
