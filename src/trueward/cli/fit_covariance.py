@@ -117,12 +117,15 @@ def fit_covariance(
     from trueward.covariance.stored import HEADS
     from trueward.loading import find
     from trueward.naming import check_name
-    from trueward.reports.reference import reference_of
+    from trueward.reports.reference import reference_of, remember
 
     check_name("covariance", kind, ["analytic", "analytic-full", *HEADS])
     folder = checked_output(find(model) if out is None else out)
     denoiser = load_model(model, device)
-    examples = reference_of(denoiser, data).train
+    reference = reference_of(denoiser, data)
+    examples = reference.train
+    if data is not None and out is None and _first():
+        remember(denoiser, reference)
     denoiser = under_schedule(denoiser, schedule)
     hint = (
         f"Continue with: trueward fit-covariance {model} --kind {kind} --resume"

@@ -184,7 +184,7 @@ def fit_critic(
     from trueward.fitting import fit_critic as fit
     from trueward.loading import find, zoo_names
     from trueward.reports.critic_page import write_report
-    from trueward.reports.reference import reference_of
+    from trueward.reports.reference import reference_of, remember
     from trueward.sampler_specs import SamplerSpec
     from trueward.shards import process_rank
 
@@ -197,7 +197,10 @@ def fit_critic(
     if steps is None and nfe is None and str(spec) == DEFAULT_SAMPLER:
         steps = DEFAULT_STEPS
     denoiser = load_model(model, device)
-    real = reference_of(denoiser, data).train
+    reference = reference_of(denoiser, data)
+    real = reference.train
+    if data is not None and out is None and process_rank()[0] == 0:
+        remember(denoiser, reference)
     corrected, chosen = spec.assemble(denoiser, steps, nfe)
     chosen.plan(denoiser.schedule)
     classes = "all" if conditional and classes is None and denoiser.num_classes is not None else classes

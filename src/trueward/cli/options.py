@@ -18,7 +18,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="A zoo model by name ([bold]digits[/], [bold]mnist[/]) or the folder of a run made by [bold]trueward train[/].",
+        help="A zoo model by name ([bold]digits[/], [bold]mnist[/]) or a folder: of a run made by [bold]trueward train[/], a diffusers pipeline, or an EDM-style export.",
     ),
 ]
 Seed = Annotated[

@@ -24,6 +24,7 @@ from trueward.integrations.peers import peer
 from trueward.integrations.scheduler_config import configuration, is_edm, prediction_of, schedule_of
 
 INDEX = "model_index.json"
+NOTE = "trueward.json"  # beside it, once a command was told the data: {"data": ...}
 WRAPPERS = ("HeadedNetwork", "GuidedNetwork")
 OWN_MODULES = tuple(
     f"trueward.integrations.{name}"
@@ -74,8 +75,18 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None, 
         raise ValueError(f"The pipeline in {folder} could not be read: {' '.join(str(error).split())[:300]}") from error
     model = from_pipeline(pipeline, **options).requires_grad_(False)
     model.record = {"kind": "diffusers-pipeline", "pipeline": type(pipeline).__name__}  # type: ignore[assignment]
+    model.record |= _noted(folder)  # type: ignore[operator]
     model.folder = folder  # type: ignore[assignment]
     return model if device is None else model.to(device)
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """What trueward has noted about the folder; a note that cannot be read is none."""
+    try:
+        note = json.loads((folder / NOTE).read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return {"data": note["data"]} if isinstance(note, dict) and isinstance(note.get("data"), dict) else {}
 
 
 @contextlib.contextmanager

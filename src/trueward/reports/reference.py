@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from trueward import records
 from trueward.data import Dataset, load_data
 from trueward.denoisers import Denoiser
 
@@ -59,15 +62,30 @@ def _recorded(denoiser: Denoiser) -> dict[str, Any]:
     load = data.get("load") if isinstance(data, dict) else None
     if not isinstance(load, dict):
         raise ValueError(
-            "The model's record does not say which data it was trained on: name them with --reference DATA."
+            "The model's record does not say which data it was trained on: name them with --data DATA (compare: --reference DATA)."
         )
     return load
 
 
+def remember(denoiser: Denoiser, reference: Reference) -> None:
+    """Notes in a diffusers folder which data were named for it, so that they need not be named again.
+
+    A trueward run knows its data and is left as it is, and so is a folder that cannot be written to or has its note.
+    """
+    from trueward.integrations.pipelines import NOTE, is_pipeline_folder
+
+    folder = getattr(denoiser, "folder", None)
+    data = reference.train.to_config()
+    if folder is None or not is_pipeline_folder(folder) or not isinstance(data.get("load"), dict):
+        return
+    note = Path(folder) / NOTE
+    if not note.exists():
+        with contextlib.suppress(OSError):
+            records.write_json(note, {"data": data})
+
+
 def _fitted(spec: str, denoiser: Denoiser) -> dict[str, Any]:
     """Pictures of any size are brought to the model's."""
-    from pathlib import Path
-
     assert denoiser.shape is not None
     if not Path(spec).expanduser().is_dir():
         return {}
