@@ -4,6 +4,8 @@ Each carries its constructor's arguments as JSON in ``config``, so that a checkp
 :func:`network` builds from the description and :func:`register_network` lets your own class do the same.
 """
 
+from trueward.networks.edm_dhariwal import DhariwalUNet
+from trueward.networks.edm_song import SongUNet
 from trueward.networks.embedding import LabelEmbedding
 from trueward.networks.half_unet import HalfUNet
 from trueward.networks.logit_head import LogitHead
@@ -14,10 +16,12 @@ from trueward.networks.unet import UNet
 
 __all__ = [
     "MLP",
+    "DhariwalUNet",
     "HalfUNet",
     "LabelEmbedding",
     "LogitHead",
     "NormSiLU",
+    "SongUNet",
     "UNet",
     "network",
     "network_config",
