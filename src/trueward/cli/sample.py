@@ -254,7 +254,10 @@ def _one_file(drawing: Drawing, n: int, out: Path, batch_size: int, columns: int
     from trueward.cli.progress import sample_bar
     from trueward.exports import picture_of, save_array
     from trueward.refinement import Cost
+    from trueward.shards import process_rank
 
+    if process_rank()[0] > 0:
+        return  # one file is the work of one process; a folder is shared
     if out.suffix.lower() == ".png":
         picture_of(torch.zeros(1, *(drawing.denoiser.shape or ())), None)  # vectors have no grid: told before drawing
     drawing.prepare(batch_size, progress=True)
