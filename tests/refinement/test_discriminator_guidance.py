@@ -10,7 +10,7 @@ import torch
 from trueward.critics import Critic, TruthCritic
 from trueward.refinement import DiscriminatorGuidance
 from trueward.samplers import DDIM, EDMHeun, sampler
-from trueward.schedules import EDM, VE, VPLinear
+from trueward.schedules import EDM, VE, VPCosine, VPLinear
 from trueward.truth import Gaussian, GaussianMixture
 
 F64 = torch.float64
@@ -206,6 +206,28 @@ def test_the_divergence_is_what_the_score_gap_adds_up_to(top, at_top, below):
     assert total == pytest.approx(below, abs=1e-6)
     assert kl + total == pytest.approx(0.3465736, abs=1e-6)
     assert q.kl(p).value == pytest.approx(0.3465736, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "tau", "alpha", "cosine"),
+    [
+        (0.002, 3.98420e-5, 0.999998, 1.0228926e-4),
+        (0.05, 0.01159398, 0.998752, 0.02504122),
+        (1.0, 0.25896026, 0.707107, 0.49604986),
+        (10.0, 0.67604496, 0.0995037, 0.93604634),
+        (80.0, 0.93351114, 0.01249902, 0.99197963),
+    ],
+)
+def test_a_critic_is_asked_at_its_own_time_of_equal_noise(sigma, tau, alpha, cosine):
+    class Asked(Critic):
+        def logit(self, x_t, t, **condition):
+            self.found = x_t.item(), t.item()
+            return x_t[:, 0]
+
+    for schedule, time in ((VPLinear(t_min=1e-5), tau), (VPCosine(t_min=1e-5), cosine)):
+        critic = Asked(schedule)
+        critic.log_ratio(torch.ones(1, 1, dtype=F64), sigma, schedule=EDM())
+        assert critic.found == pytest.approx((alpha, time), rel=2e-6)
 
 
 def test_gradients_follow_the_chain_rule_between_schedules():
