@@ -199,7 +199,7 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Denoiser
     """A trained model, ready to sample: ``load("digits")``, ``load("runs/mine")``.
 
     Args:
-        name: a folder written by training, a diffusers pipeline folder, or a model that comes with the package.
+        name: a folder written by training, a diffusers pipeline folder, an EDM-style export, or a model that comes with the package.
         device: where to put it; default: the CPU.
 
     Returns:
@@ -215,8 +215,12 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Denoiser
 
         if is_pipeline_folder(folder):
             return load_pipeline(folder, device)
+        if (folder / "edm.json").is_file():
+            from trueward.integrations.edm import load_edm
+
+            return load_edm(folder, device)
         raise ValueError(
-            f"{folder} has no run.json and no model_index.json: it is neither a trueward run nor a diffusers pipeline."
+            f"{folder} has no run.json, model_index.json or edm.json: it is neither a trueward run, a diffusers pipeline nor an EDM-style export."
         )
     run = _read_run(folder)
     try:

@@ -8,6 +8,7 @@ and imported when first used.
 import importlib
 from typing import Any
 
+from trueward.integrations.edm import from_edm, is_edm_folder, load_edm, save_edm
 from trueward.integrations.export import to_pipeline
 from trueward.integrations.k_diffusion import from_k_diffusion, to_k_diffusion
 from trueward.integrations.latent import LatentDenoiser
@@ -32,12 +33,16 @@ __all__ = [
     "LatentDenoiser",
     "TruewardAncestralScheduler",
     "TruewardDPMSolverScheduler",
+    "from_edm",
     "from_k_diffusion",
     "from_pipeline",
     "guide",
+    "is_edm_folder",
     "is_pipeline_folder",
+    "load_edm",
     "load_pipeline",
     "prediction_of",
+    "save_edm",
     "schedule_of",
     "times_of_nodes",
     "to_k_diffusion",
