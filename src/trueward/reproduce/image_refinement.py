@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "DiffRS": {"rejection": {"percentile": 0.75}},
     "DG + DiffRS": {"guidance": {"weight": 1.0}, "rejection": {"percentile": 0.75}},
 }
+BUDGET = 3
 HEUN = {"weight": 2.0, "second_weight": 0.0}
 
 
@@ -59,7 +60,7 @@ class Experiment:
         out: the folder of ``table.json``.
         work: the folder of generated samples and critics.
         generated: samples to generate for a critic.
-        updates: of a critic.
+        updates, critic_batch, width: of a critic: updates, samples in one, channels of its first level.
         batch_size: rows in one call of the model, slots of rejection.
         half: compute the network in bfloat16.
         second: train a critic of guided samples for DG + DiffRS.
@@ -70,6 +71,8 @@ class Experiment:
     work: Path
     generated: int = 10_000
     updates: int = 3000
+    critic_batch: int = 256
+    width: int | None = None
     batch_size: int = 100
     half: bool = False
     second: bool = False
@@ -97,6 +100,8 @@ class Experiment:
             n=min(self.generated, len(self.train)),
             conditional=self.labels is not None,
             updates=self.updates,
+            batch_size=self.critic_batch,
+            width=self.width,
             sample_batch=self.batch_size,
             facts={"sampler": spec},
         )
@@ -121,6 +126,8 @@ class Experiment:
             given = {key: dict(value) for key, value in settings.items()}
             if name == "edm" and "guidance" in given:
                 given["guidance"] = dict(HEUN)
+            if "rejection" in given:  # the budget of the paper: three times the base sampler
+                given["rejection"]["max_nfe"] = BUDGET * (base.nfe(self.model.schedule) or base.steps)
             judge = critic
             if self.second and len(given) == 2:
                 guided = RefinedSampler(base, critic, guidance=given["guidance"])
@@ -215,8 +222,16 @@ def run(
     found = summary(experiment.cells, bases, seeds)
     held = claims(found, bases)
     about = {"model": Path(name).name, "bases": [list(base) for base in bases], "seeds": seeds, "samples": samples}
-    about |= {"generated": experiment.generated, "updates": experiment.updates, "second_critic": experiment.second}
-    about |= {"precision": "bfloat16 network" if experiment.half else "float32", "settings": {**SETTINGS, "Heun": HEUN}}
+    about |= {"generated": experiment.generated, "updates": experiment.updates}
+    about |= {
+        "critic_batch": experiment.critic_batch,
+        "critic_width": experiment.width,
+        "second_critic": experiment.second,
+    }
+    about |= {
+        "precision": "bfloat16 network" if experiment.half else "float32",
+        "settings": {**SETTINGS, "Heun": HEUN, "budget": BUDGET},
+    }
     experiment.save(**about, summary=found, claims=held, verdict=verdict(held))
     plot(found, bases, experiment.cells["held-out"], out / "refinement.png")
     return records.read_json(out / "table.json")
@@ -235,13 +250,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="samples per seed")
     parser.add_argument("--generated", type=int, default=10_000, help="generated samples behind a critic")
     parser.add_argument("--updates", type=int, default=3000, help="updates of a critic, at most")
+    parser.add_argument("--critic-batch", type=int, default=256, help="samples in an update of a critic")
+    parser.add_argument("--width", type=int, help="channels of the first level of a critic")
     parser.add_argument("--half", action="store_true", help="compute the network in bfloat16")
     parser.add_argument("--second-critic", action="store_true", help="train a critic of guided samples")
     given = parser.parse_args()
     bases = [(name, int(steps)) for name, _, steps in (text.partition(":") for text in given.bases.split(","))]
     result = run(
         given.model, given.out, given.work, bases, given.seeds, given.samples,
-        generated=given.generated, updates=given.updates, half=given.half, second=given.second_critic,
+        generated=given.generated, updates=given.updates, critic_batch=given.critic_batch, width=given.width, half=given.half, second=given.second_critic,
     )  # fmt: skip
     for method in METHODS:
         for claim, holds in result["claims"].items():
