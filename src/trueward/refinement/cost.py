@@ -40,7 +40,8 @@ class Cost:
         numbers = ("samples", "nfe", "nfe_kept", "critic", "critic_gradients", "restarts")
         tables = ("tested", "accepted", "moves")
         total: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in numbers}
-        return Cost(**total, **{name: _plus(getattr(self, name), getattr(other, name)) for name in tables})
+        total |= {name: _plus(getattr(self, name), getattr(other, name)) for name in tables}
+        return Cost(**total)
 
     @property
     def nfe_per_sample(self) -> float:
