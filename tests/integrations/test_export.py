@@ -9,6 +9,7 @@ import tiny_pipelines as tiny
 import torch
 from torch import nn
 
+import trueward
 from trueward.denoisers import ClassifierFreeGuidance, denoiser
 from trueward.integrations import from_pipeline, load_pipeline, times_of_nodes, to_pipeline, visited_nodes
 from trueward.networks import network
@@ -93,3 +94,20 @@ def test_what_diffusers_cannot_say_is_refused():
             to_pipeline(model)
     with pytest.raises(ValueError, match="no scheduler 'DDIM'"):
         to_pipeline(eps, scheduler="DDIM")
+
+
+def test_a_run_folder_goes_to_diffusers_and_back_with_its_samples(tmp_path):
+    """trueward run -> diffusers folder -> diffusers' own pipeline, scheduler and all = our samples of the run."""
+    model = denoiser(own_unet(), DiscreteSchedule.linear(), shape=(1, 8, 8), data_range=(-1.0, 1.0)).eval()
+    trueward.save_run(tmp_path / "run", model)
+    run = trueward.load(tmp_path / "run")
+    to_pipeline(run, tmp_path / "out")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    ddim = diffusers.DDIMPipeline(pipe.unet, pipe.scheduler)
+    ddim.set_progress_bar_config(disable=True)
+    want = ddim(2, generator=torch.Generator().manual_seed(3), num_inference_steps=6, output_type="np").images
+    x_T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    grid = Times(times_of_nodes(run.schedule, visited_nodes(pipe.scheduler.config, 6)))
+    for there in (run, trueward.load(tmp_path / "out")):
+        got = sampler("ddim", steps=6, grid=grid).sample(there, x_T).x
+        assert torch.allclose((got / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), torch.from_numpy(want), atol=1e-4)

@@ -61,6 +61,8 @@ class HeadedNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     What is asked of it beyond this (``config``, ``add_embedding``, ...) is answered by the network.
     """
 
+    _internal_dict: Any  # what diffusers registered
+
     @register_to_config
     def __init__(
         self,

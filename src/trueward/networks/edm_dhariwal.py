@@ -72,7 +72,7 @@ class DhariwalUNet(nn.Module):
         self.map_layer0, self.map_layer1 = nn.Linear(model_channels, embedding), nn.Linear(embedding, embedding)
         self.map_label = nn.Linear(label_dim, embedding, bias=False) if label_dim else None
 
-        def block(a: int, b: int, attention: bool = False, **change: bool) -> EDMBlock:
+        def block(a: int, b: int, attention: bool = False, **change: Any) -> EDMBlock:
             heads = max(1, b // _HEAD) if attention else 0
             made = EDMBlock(a, b, embedding, heads=heads, dropout=dropout, **change)
             nn.init.zeros_(made.conv1.weight)  # type: ignore[arg-type]  # every branch starts at zero
