@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from trueward.critics import train_critic
-from trueward.critics.extractor import ExtractorCritic
+from trueward.critics import ExtractorCritic, save_critic, train_critic, with_critic
 from trueward.networks import register_network
 from trueward.schedules import EDM, VPCosine, VPLinear
+from trueward.truth import Gaussian
 
 F64 = torch.float64
 
@@ -53,12 +53,12 @@ class Maps(nn.Module):
 def trained():
     """Real N(0, 1), generated N(1, 1)."""
     generator = torch.Generator().manual_seed(1)
-    real, generated = torch.randn(20_000, 1, generator=generator), 1 + torch.randn(20_000, 1, generator=generator)
+    real, generated = torch.randn(6000, 1, generator=generator), 1 + torch.randn(6000, 1, generator=generator)
     torch.manual_seed(0)
     critic = ExtractorCritic(Ramps(), (1,), width=32, dropout=0.0)
     before = {k: v.clone() for k, v in critic.extractor.state_dict().items()}
     critic.extractor.calls.clear()
-    train_critic(critic, real, generated, steps=800, batch_size=512, lr=5e-3, evaluate_every=400)
+    train_critic(critic, real, generated, steps=400, batch_size=512, lr=1e-2, evaluate_every=400)
     return critic, before
 
 
@@ -66,7 +66,7 @@ def trained():
 def test_the_head_learns_the_log_ratio(trained, sigma, optimum):
     generator = torch.Generator().manual_seed(2)
     spread = math.sqrt(1 + sigma**2)
-    sets = [m + spread * torch.randn(100_000, 1, generator=generator) for m in (0.0, 1.0)]
+    sets = [m + spread * torch.randn(40_000, 1, generator=generator) for m in (0.0, 1.0)]
     losses = [
         nn.functional.softplus(sign * trained[0].log_ratio(x, sigma, schedule=EDM())).mean().item()
         for sign, x in zip((-1.0, 1.0), sets)
@@ -132,6 +132,19 @@ def test_both_parts_are_stored_and_come_back(cls, tmp_path):
     if cls is Foreign:
         with pytest.raises(ValueError, match="foreign class: give extractor="):
             ExtractorCritic.load(tmp_path)
+
+
+def test_it_is_found_beside_the_model_it_was_trained_for(tmp_path):
+    model = Gaussian([0.0], 1.0).denoiser(EDM())
+    critic = ExtractorCritic(Ramps(8), (1,), width=16)
+    save_critic(critic, tmp_path, model, {"sampler": "edm"})
+    found = with_critic(model, tmp_path, sampler="edm")
+    assert isinstance(found, ExtractorCritic)
+    x = torch.randn(4, 1)
+    assert torch.equal(critic.eval().log_ratio(x, 0.7), found.log_ratio(x, 0.7))
+    pair = Gaussian([0.0, 0.0], 1.0).denoiser(EDM())
+    with pytest.raises(ValueError, match="takes samples of shape"):
+        with_critic(pair, tmp_path)
 
 
 class Pair(nn.Module):

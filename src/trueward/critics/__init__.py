@@ -9,6 +9,7 @@ from trueward.critics.calibration import Calibration, calibration
 from trueward.critics.critic import Critic, Tally, tallied
 from trueward.critics.discriminator import Discriminator
 from trueward.critics.exact import TruthCritic
+from trueward.critics.extractor import ExtractorCritic
 from trueward.critics.features import FeatureCritic, FeatureHead
 from trueward.critics.stored import (
     CriticOfAnotherSampler,
@@ -28,6 +29,7 @@ __all__ = [
     "CriticOfAnotherSampler",
     "CriticRecord",
     "Discriminator",
+    "ExtractorCritic",
     "FeatureCritic",
     "FeatureHead",
     "Tally",

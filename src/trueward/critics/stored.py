@@ -20,6 +20,8 @@ from typing import Any
 from trueward import records
 from trueward.critics.critic import Critic
 from trueward.critics.discriminator import Discriminator
+from trueward.critics.extractor import KIND as EXTRACTOR_KIND
+from trueward.critics.extractor import ExtractorCritic
 from trueward.critics.features import FORMAT, FeatureCritic
 from trueward.denoisers import Denoiser
 from trueward.fingerprints import model_fingerprint, weights_fingerprint
@@ -27,7 +29,9 @@ from trueward.loading import read_weights, set_weights
 from trueward.networks import network
 from trueward.schedules import Schedule
 
-KINDS = ("trueward-critic", "trueward-feature-critic")
+KINDS = ("trueward-critic", "trueward-feature-critic", EXTRACTOR_KIND)
+
+StoredCritic = Discriminator | FeatureCritic | ExtractorCritic
 
 
 class CriticOfAnotherSampler(UserWarning):
@@ -49,7 +53,7 @@ def critic_fingerprint(critic: Critic) -> str:
 
 
 def save_critic(
-    critic: Discriminator | FeatureCritic,
+    critic: StoredCritic,
     folder: str | Path,
     denoiser: Denoiser,
     facts: Mapping[str, Any] | None = None,
@@ -91,7 +95,7 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     return facts
 
 
-def load_critic(folder: str | Path, denoiser: Denoiser | None = None) -> Discriminator | FeatureCritic:
+def load_critic(folder: str | Path, denoiser: Denoiser | None = None) -> StoredCritic:
     """The critic in a folder as it is, without asking whether it fits; its description is the attribute ``record``.
 
     Args:
@@ -102,10 +106,14 @@ def load_critic(folder: str | Path, denoiser: Denoiser | None = None) -> Discrim
         ValueError: if there is none, or it is damaged, or the model is needed and not given.
     """
     facts, place = read_facts(folder), critic_folder(folder)
+    if facts["kind"] == EXTRACTOR_KIND:
+        ready = ExtractorCritic.load(place)
+        ready.folder = place  # type: ignore[assignment]
+        return ready if denoiser is None else ready.to(denoiser.device)
     try:
         head, schedule = network(facts["network"]), Schedule.from_config(facts["schedule"])
         if facts["kind"] == "trueward-critic":
-            critic: Discriminator | FeatureCritic = Discriminator(
+            critic: StoredCritic = Discriminator(
                 head,
                 schedule,
                 sigma_data=facts["sigma_data"],
@@ -127,9 +135,7 @@ def load_critic(folder: str | Path, denoiser: Denoiser | None = None) -> Discrim
     return critic if denoiser is None else critic.to(denoiser.device)
 
 
-def with_critic(
-    denoiser: Denoiser, folder: str | Path | None = None, *, sampler: str | None = None
-) -> Discriminator | FeatureCritic:
+def with_critic(denoiser: Denoiser, folder: str | Path | None = None, *, sampler: str | None = None) -> StoredCritic:
     """The critic that was trained for a model and stored beside it, on the model's device.
 
     Args:
