@@ -206,6 +206,24 @@ def test_a_network_that_learned_nothing_is_weak_and_not_accused():
     assert "barely trained" in str(report)
 
 
+def test_a_poor_model_costs_at_most_about_three_times_a_good_one():
+    class Counted(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network, self.rows = network, 0
+
+        def forward(self, x, label):
+            self.rows += len(x)
+            return self.network(x, label)
+
+    torch.manual_seed(0)
+    random = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Unflatten(1, (1, 4, 4)))
+    good, poor = Counted(Exact(DDPM)), Counted(Changed(TakesTime(random), lambda y: y))
+    assert check(denoiser(good, DDPM), DATA).verdict == AGREES
+    assert check(denoiser(poor, DDPM), DATA).verdict == WEAK
+    assert good.rows < poor.rows < 3.5 * good.rows
+
+
 class TakesTime(nn.Module):
     def __init__(self, network):
         super().__init__()

@@ -118,7 +118,7 @@ def check(
 ) -> Report:
     """Tells whether a network, its parametrisation, its time convention, the data range and the schedule agree.
 
-    Costs about (n + 30 * 64) * levels evaluations of the network, up to five times that where it is poor.
+    Costs about (n + 30 * 64) * levels evaluations of the network, at most about three times that where it is poor.
 
     Args:
         denoiser: the model; of a guided one the model without guidance is checked, of a latent one its latents.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ MARGIN = 0.02  # a reading must be better by this in the score (or by more at on
 Z = 5.0  # ... and by so many standard errors at one level: false alarms below 2e-4 for 40 readings at 12 levels
 CLEAR = 0.1  # a gain in the score that outweighs being worse at some level
 SCREEN = 64  # samples on which all readings are tried
+MOST = 3.0  # no further pair of mistakes is tried once this many times the cost of trying all single ones is spent
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Bench:
 
     def __init__(self, x_0: Tensor, condition: dict[str, Any], levels: np.ndarray, seed: int, batch_size: int) -> None:
         self.x_0, self.condition, self.log_snrs, self.batch_size = x_0, condition, levels, batch_size
+        self.asked = 0  # rows that the network was given
+        self._whole: dict[Reading, Errors] = {}
         generator = torch.Generator().manual_seed(seed)
         self.noise = [torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype) for _ in levels]
         self.variances = x_0.double().flatten(1).var(0).numpy()
@@ -107,13 +111,17 @@ class Bench:
         return bool(s.log_snr(s.t_max).item() - 1e-6 <= log_snr <= high + 1e-6)
 
     @torch.no_grad()
-    def errors(self, reading: Reading, n: int, label: int | None = None) -> Errors:
-        """The errors of the first `n` samples on the levels that the reading reaches; `label` is given to all of them."""
+    def errors(self, reading: Reading, n: int, label: int | None = None, among: Container[int] | None = None) -> Errors:
+        """The errors of the first `n` samples on the levels (all, or those `among` these) that the reading reaches.
+
+        `label` is given to all samples.
+        """
         model, rows = reading.model, min(n, len(self.x_0))
         measured = {}
         for k, log_snr in enumerate(self.log_snrs):
-            if not self.reaches(reading, k):
+            if not self.reaches(reading, k) or (among is not None and k not in among):
                 continue
+            self.asked += rows
             t = reading.schedule.time_of_log_snr(float(log_snr)).item()
             t = min(max(t, reading.schedule.t_min), reading.schedule.t_max)
             parts = []
@@ -126,6 +134,12 @@ class Bench:
                 parts.append(torch.nan_to_num(error, nan=math.inf).cpu().numpy())
             measured[k] = np.concatenate(parts)
         return measured
+
+    def whole(self, reading: Reading) -> Errors:
+        """The errors of all samples on all levels; measured once."""
+        if reading not in self._whole:
+            self._whole[reading] = self.errors(reading, len(self.x_0))
+        return self._whole[reading]
 
     def _condition(self, reading: Reading, i: int, j: int, label: int | None) -> dict[str, Any]:
         device = reading.model.device
@@ -216,12 +230,12 @@ def _remedy(bench: Bench, other: Misreading, own: Reading, before: Errors, after
     return Remedy(other, math.exp(min(old, 700.0)), math.exp(min(new, 700.0)))
 
 
-def _screen(bench: Bench, own: Reading, before: Errors, has_labels: bool) -> list[Misreading]:
-    """The other readings that look better on a few samples, best first, the simplest first of equal ones."""
+def _screen(bench: Bench, own: Reading, before: Errors, has_labels: bool, samples: int = SCREEN) -> list[Misreading]:
+    """The other readings that look better on a few samples, at the levels of `before`; best first, the simplest of equal ones."""
     found = []
     for order, other in enumerate(misreadings(own, bench.x_0, has_labels)):
         try:
-            after = bench.errors(other.reading, SCREEN)
+            after = bench.errors(other.reading, samples, among=before)
         except Exception:  # a network that cannot be called like this was not made to be
             continue
         won = gain(bench, own, before, other.reading, after)
@@ -240,7 +254,7 @@ def _best(
     """
     confirmed = []
     for other in candidates:
-        after = bench.errors(other.reading, len(bench.x_0))
+        after = bench.whole(other.reading)
         won = gain(bench, own, before, other.reading, after)
         if won.real and (won.worst > -Z or won.mean > CLEAR if good else bench.explains(other.reading, after)):
             confirmed.append((won.mean, other, after))
@@ -256,18 +270,23 @@ def _best(
 def diagnose(bench: Bench, own: Reading, before: Errors, has_labels: bool, good: bool) -> list[Remedy]:
     """One misreading that explains the model; or else, where it is poor, the first two that do so together.
 
+    The most promising first mistake is tried first; the search ends when it has become too long (:data:`MOST`).
+
     Args:
         own, before: how it is read, and its errors.
         has_labels: are class labels given?
         good: is it good as it is?
     """
-    candidates = _screen(bench, own, before, has_labels)
+    candidates, single = _screen(bench, own, before, has_labels), bench.asked
     found = _best(bench, own, before, candidates[:5], good)
     if found is not None:
         return [_remedy(bench, found[0], own, before, found[1])]
     for first in [] if good else candidates[:4]:
-        half_way = bench.errors(first.reading, len(bench.x_0))
-        second = _screen(bench, first.reading, half_way, has_labels)[:3]
+        if bench.asked > MOST * single:
+            break
+        half_way = bench.whole(first.reading)
+        few = {k: half_way[k] for k in sorted(half_way)[::2]}  # every second level is enough to see what is promising
+        second = _screen(bench, first.reading, few, has_labels, SCREEN // 2)[:2]
         found = _best(bench, first.reading, half_way, second, good=False)
         if found is not None:
             return [
