@@ -140,9 +140,7 @@ class SongUNet(nn.Module):
                 self.dec[f"{res}_up"] = block(here, here, up=True)
             for n in range(num_blocks + 1):
                 attention = n == num_blocks and (img_resolution >> level) in attn_resolutions
-                self.dec[f"{res}_block{n}"] = block(
-                    here + skips.pop(), model_channels * channel_mult[level], attention
-                )
+                self.dec[f"{res}_block{n}"] = block(here + skips.pop(), model_channels * channel_mult[level], attention)
                 here = model_channels * channel_mult[level]
             if decoder_type == "skip" or level == 0:
                 if decoder_type == "skip" and level < last:
