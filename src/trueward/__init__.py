@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trueward.covariance import estimate_gamma as estimate_gamma
     from trueward.covariance import with_covariance as with_covariance
     from trueward.critics import Critic as Critic
+    from trueward.critics import with_critic as with_critic
     from trueward.data import Dataset as Dataset
     from trueward.data import load_data as load_data
     from trueward.denoisers import ClassifierFreeGuidance as ClassifierFreeGuidance
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from trueward.denoisers import denoiser as denoiser
     from trueward.designs import design as design
     from trueward.drawing import Drawing as Drawing
+    from trueward.fitting import fit_critic as fit_critic
     from trueward.integrations import from_k_diffusion as from_k_diffusion
     from trueward.integrations import from_pipeline as from_pipeline
     from trueward.integrations import load_pipeline as load_pipeline
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from trueward.objectives import Objective as Objective
     from trueward.refinement import DiffRS as DiffRS
     from trueward.refinement import DiscriminatorGuidance as DiscriminatorGuidance
+    from trueward.refinement import RefinedSampler as RefinedSampler
     from trueward.reports import Comparison as Comparison
     from trueward.reports.compare import compare as compare
     from trueward.runs import continue_run as continue_run
@@ -126,9 +129,10 @@ _NAMES = {
     "objectives": "Objective DSM",
     "reports": "Comparison",
     "reports.compare": "compare",
-    "critics": "Critic",
+    "critics": "Critic with_critic",
+    "fitting": "fit_critic",
     "integrations": "from_pipeline load_pipeline to_pipeline from_k_diffusion to_k_diffusion",
-    "refinement": "DiscriminatorGuidance DiffRS",
+    "refinement": "DiscriminatorGuidance DiffRS RefinedSampler",
     "covariance": "AnalyticCovariance SNCovariance NPRCovariance estimate_gamma with_covariance",
     "likelihood": "elbo",
     "designs": "design",

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trueward import processes
 from trueward.covariance.averages import process_of_job
 from trueward.critics.discriminator import Discriminator
 from trueward.critics.features import FeatureCritic
@@ -253,7 +254,7 @@ def fit_critic(
         about["generated"] = {"from": "generated", "n": count, "nfe": made["nfe"], **drawing.identity()}
     _warn(data, fakes)
     began = time.perf_counter()
-    _join_processes()
+    processes.join()
     record = train_critic(
         critic,
         data,
@@ -273,17 +274,6 @@ def fit_critic(
         save_critic(critic, folder, denoiser, {**about, "training": record.to_json()})
         (place / "training.part.pt").unlink(missing_ok=True)
     return critic, record, fakes
-
-
-def _join_processes() -> None:
-    """Makes this process part of the job it was launched in, if any."""
-    from trueward.shards import process_rank
-
-    if process_rank()[1] > 1:
-        from accelerate import PartialState
-
-        # processes on a machine without an accelerator find each other only if they are told that there is none
-        PartialState(cpu=not torch.accelerator.is_available())
 
 
 def _warn(real: Dataset, generated: Dataset) -> None:

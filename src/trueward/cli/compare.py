@@ -66,6 +66,8 @@ def compare(
     reference: Annotated[
         str | None,
         typer.Option(
+            "--reference",
+            "--data",
             metavar="DATA",
             show_default="what the model was trained on",
             help="What samples should look like: digits, mnist, an image folder, a .npz or .parquet file.",

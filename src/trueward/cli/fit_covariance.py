@@ -179,11 +179,10 @@ def _measure(
     denoiser: Denoiser, examples: Any, samples: int | None, error: float, batch_size: int, seed: int, conditional: bool
 ) -> GammaTable:
     """The table, shared by the processes of an ``accelerate launch``."""
-    from accelerate import PartialState
-
+    from trueward import processes
     from trueward.covariance import estimate_gamma
 
-    PartialState()  # joins the job, if this process was launched as part of one
+    processes.join()
     return estimate_gamma(
         denoiser, examples, num_samples=samples, relative_error=error, batch_size=batch_size, seed=seed,
         conditional=conditional, progress=True,

@@ -77,9 +77,7 @@ def likelihood(
     device: Device = "auto",
 ) -> None:
     """Measure the variational bound of the likelihood, in bits per dimension, plus or minus its standard error."""
-    from accelerate import PartialState
-
-    from trueward import records
+    from trueward import processes, records
     from trueward.cli.options import checked_output, load_model
     from trueward.covariance.averages import process_of_job
     from trueward.likelihood import DiscretizedGaussian, continuous_elbo, elbo
@@ -88,7 +86,7 @@ def likelihood(
     from trueward.sampler_specs import parse_counts
     from trueward.samplers.ancestral import COVARIANCES, GUESSED, Ancestral
 
-    PartialState()  # joins the job, if this process was launched as part of one
+    processes.join()
     if out is not None:
         checked_output(out, ".json")
     counts, kinds = parse_counts("--steps", steps), [piece.strip() for piece in variance.split(",")]
