@@ -11,6 +11,7 @@ import torch
 from covariance.exact import LINEAR
 from trueward.covariance import (
     AnalyticCovariance,
+    GammaTable,
     NPRCovariance,
     estimate_full_covariance,
     estimate_gamma,
@@ -25,7 +26,7 @@ from trueward.covariance import (
 from trueward.denoisers import denoiser
 from trueward.networks import UNet
 from trueward.samplers import DDIM, Ancestral
-from trueward.schedules import DiscreteSchedule
+from trueward.schedules import DiscreteSchedule, VPLinear
 
 DATA = torch.rand(64, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -114,3 +115,10 @@ def test_what_is_missing_or_damaged_is_told_in_one_sentence(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="not a JSON file"):
         load_table(tmp_path)
+
+
+def test_an_exact_table_whose_columns_share_memory_is_kept(tmp_path):
+    schedule = VPLinear()
+    table = GammaTable.exact(schedule, np.array([0.1, 0.5, 1.0]), np.array([0.2, 0.8, 1.0]), np.array([0.8, 0.2, 0.0]))
+    save_table(table, tmp_path)
+    assert np.array_equal(load_table(tmp_path).residual, table.residual)

@@ -52,7 +52,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) 
     from safetensors.torch import save_file
 
     with records.atomic(path.with_suffix(".safetensors")) as part:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
+        # columns may share memory, which safetensors refuses
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, part)
     records.write_json(path.with_suffix(".json"), {"format": FORMAT, **facts})
 
 
