@@ -125,7 +125,7 @@ def sample(
         typer.Option(
             metavar="NAME.html",
             rich_help_panel=_REFINE,
-            show_default=False,
+            show_default="none",
             help="diffrs: a page about what was rejected, where, and what it cost.",
         ),
     ] = None,
