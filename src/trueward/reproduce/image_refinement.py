@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from trueward import records
-from trueward.critics import Critic
+from trueward.critics import Critic, with_critic
 from trueward.data import Dataset
 from trueward.denoisers import Denoiser
 from trueward.drawing import Drawing
@@ -92,6 +92,8 @@ class Experiment:
 
     def critic(self, spec: str, sampler: Sampler | RefinedSampler, folder: str) -> Critic:
         """The critic of a sampler, trained if it is not there."""
+        if (self.work / folder / "critic" / "critic.json").is_file():
+            return with_critic(self.model, self.work / folder)
         critic, record, _ = fit_critic(
             self.model,
             self.train,
