@@ -101,7 +101,7 @@ def plot(found: Summary, bases: Sequence[Base], held_out: dict[str, float], path
     names = list(dict.fromkeys(spec for spec, _ in bases))
     for axis, (metric, label) in zip(axes[0], shown.items()):
         for method, colour in zip(("base", *METHODS), ("0.35", "C0", "C1", "C2")):
-            for spec, line in zip(names, ("-", "--", ":")):
+            for spec, line, marker in zip(names, ("-", "--", ":"), "os^"):
                 points = [found.get(f"{spec} {steps} {method}") for other, steps in bases if other == spec]
                 known = [point for point in points if point is not None]
                 if known:
@@ -109,7 +109,14 @@ def plot(found: Summary, bases: Sequence[Base], held_out: dict[str, float], path
                     y = [point[metric]["value"] for point in known]
                     error = [point[metric]["error"] for point in known]
                     axis.errorbar(
-                        x, y, error, color=colour, linestyle=line, marker="o", markersize=4, label=f"{method}, {spec}"
+                        x,
+                        y,
+                        error,
+                        color=colour,
+                        linestyle=line,
+                        marker=marker,
+                        markersize=4,
+                        label=f"{method}, {spec}",
                     )
         if metric in held_out:
             axis.axhline(held_out[metric], color="0.7", linewidth=1, label="held-out data")
