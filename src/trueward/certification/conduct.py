@@ -48,7 +48,7 @@ class Bench:
         steps: int | None = None,
     ) -> Tensor:
         """Samples from x_T."""
-        model = truth.denoiser(self.schedule)
+        model = truth.denoiser(self.schedule, covariance="diagonal")
         n = self.steps if steps is None else steps
         return self.subject.run(model, self.schedule, x_T, n, seed=seed, indices=indices, setting=Setting()).x
 
@@ -125,14 +125,17 @@ def _two_threads(bench: Bench, other: Schedule) -> Finding:
     """Two runs that take turns call by call, the second one under the schedule `other`."""
     check, subject, steps = "two threads at once", bench.subject, bench.steps
     jobs = [(_PLANE, bench.schedule, bench.x_T[:4]), (_OTHER, other, same_start(other, (2,), 6))]
-    serial = [subject.run(truth.denoiser(s), s, x, steps, seed=i).x for i, (truth, s, x) in enumerate(jobs)]
+    serial = [
+        subject.run(truth.denoiser(s, covariance="diagonal"), s, x, steps, seed=i).x
+        for i, (truth, s, x) in enumerate(jobs)
+    ]
     results: list[Tensor | Exception] = [RuntimeError("did not finish")] * 2
     barrier = threading.Barrier(2)
 
     def work(i: int) -> None:
         truth, schedule, x_T = jobs[i]
         try:
-            model = TakingTurns(truth.denoiser(schedule), barrier)
+            model = TakingTurns(truth.denoiser(schedule, covariance="diagonal"), barrier)
             results[i] = subject.run(model, schedule, x_T, steps, seed=i).x
         except Exception as error:
             results[i] = error
@@ -239,7 +242,7 @@ def float32_agreement(bench: Bench) -> Finding:
 
 def no_gradient(bench: Bench) -> Finding:
     """No graph is kept through a model with parameters."""
-    model = Trainable(_PLANE.denoiser(bench.schedule))
+    model = Trainable(_PLANE.denoiser(bench.schedule, covariance="diagonal"))
     x = bench.subject.run(model, bench.schedule, bench.x_T[:4], bench.steps).x
     if x.requires_grad:
         return Finding(

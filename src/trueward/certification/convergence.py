@@ -69,7 +69,7 @@ def _targets(subject: Subject, schedule: Schedule, steps: int, setting: Setting)
 
 def _run(subject: Subject, schedule: Schedule, steps: int, setting: Setting) -> tuple[Tensor, int]:
     """Samples from the nine points and the evaluations spent."""
-    model = Counting(TRUTH.denoiser(schedule))
+    model = Counting(TRUTH.denoiser(schedule, covariance="diagonal"))
     levels = subject.levels(schedule, steps, setting)
     x_T = start_points(schedule, None if levels is None else float(levels.t[0]))
     return subject.run(model, schedule, x_T, steps, setting=setting).x, model.calls

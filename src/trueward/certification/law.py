@@ -79,7 +79,7 @@ def law_convergence(
     nfe: list[int] = []
     errors: list[float] = []
     for n in steps:
-        model = Counting(TRUTH.denoiser(schedule))
+        model = Counting(TRUTH.denoiser(schedule, covariance="diagonal"))
         try:
             x = subject.run(model, schedule, x_T, n, seed=7, setting=setting).x
         except ValueError as error:
@@ -139,7 +139,12 @@ def moments(subject: Subject, schedule: Schedule, steps: int) -> Finding:
     """
     setting, rows = Setting("log-snr" if "log-snr" in subject.grids else None), 4_000
     x = subject.run(
-        PLANE.denoiser(schedule), schedule, same_start(schedule, (2,), rows), steps, seed=3, setting=setting
+        PLANE.denoiser(schedule, covariance="diagonal"),
+        schedule,
+        same_start(schedule, (2,), rows),
+        steps,
+        seed=3,
+        setting=setting,
     ).x
     x = x.to(torch.float64)
     mean_gap = (x.mean(0) - PLANE.mean).abs().max().item()

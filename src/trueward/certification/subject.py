@@ -23,7 +23,8 @@ from torch import Tensor
 
 from trueward.denoisers import Denoiser
 from trueward.naming import look_up
-from trueward.samplers import Sampler, sampler, sampler_names
+from trueward.samplers import Ancestral, Sampler, sampler, sampler_names
+from trueward.samplers.ancestral import COVARIANCES
 from trueward.schedules import Schedule
 from trueward.times import Levels, time_grid_names
 
@@ -140,9 +141,14 @@ class Subject(ABC):
 
 
 class SamplerSubject(Subject):
-    """A sampler of trueward: an instance, whose options are the base of all runs."""
+    """A sampler of trueward: an instance, whose options are the base of all runs.
+
+    One that reads a fitted covariance (analytic, sn, npr, ...) is given the exact one, which is what these estimate.
+    """
 
     def __init__(self, base: Sampler, name: str | None = None, claims: float | None = None) -> None:
+        if isinstance(base, Ancestral) and base.variance in COVARIANCES:
+            base = dataclasses.replace(base, variance="posterior")
         self.base = base
         self.name = name or base.name
         self.claims = claims if claims is not None else self._order(base)
