@@ -137,3 +137,13 @@ def test_tiles_keep_every_pixel_and_are_transparent_between() -> None:
     assert np.array_equal(sheet[6:10, 5:8, :3], images[4])
     assert (sheet[4:6] == 0).all()
     assert (sheet[6:10, 10:] == 0).all(), "the sixth place is empty"
+
+
+def test_what_spent_more_than_its_budget_does_not_win_at_it(tmp_path: Path) -> None:
+    cells = [Cell("ddim", 5, 5, 0, 0.1, {"frechet": 2.0}), Cell("ddim+diffrs", 5, 8.3, 0, 0.3, {"frechet": 1.0})]
+    c = Comparison(cells, [FRECHET], {}, None, {}, {"model": "tiny"})
+    best = c.best(5)
+    assert best is not None
+    assert best.sampler == "ddim"
+    assert "at equal cost" not in c.to_html(tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "at equal cost" in comparison().to_html(tmp_path / "s.html").read_text(encoding="utf-8")

@@ -142,9 +142,13 @@ class Comparison:
         return rows
 
     def best(self, budget: int) -> Row | None:
-        """The row that wins at a budget by the first metric; None if nothing is comparable."""
+        """The row that wins at a budget by the first metric; None if nothing is comparable.
+
+        One that spent more than the budget (rejection may) does not win at it.
+        """
         quality = self.qualities[0]
-        rows = [r for r in self.rows if r.budget == budget and math.isfinite(r.metrics.get(quality.name, math.nan))]
+        rows = [r for r in self.rows if r.budget == budget and r.nfe <= budget]
+        rows = [r for r in rows if math.isfinite(r.metrics.get(quality.name, math.nan))]
         pick: Callable[..., Row] = min if quality.better == "lower" else max
         return pick(rows, key=lambda r: r.metrics[quality.name]) if rows else None
 

@@ -23,7 +23,8 @@ _ABOUT_CRITICS = (
 def page(comparison: Comparison) -> str:
     """The whole page as text."""
     about = comparison.about
-    title = f"{about.get('model', 'model')}: {len(comparison.samplers)} samplers at equal cost"
+    how = "compared" if _overspent(comparison) else "at equal cost"
+    title = f"{about.get('model', 'model')}: {len(comparison.samplers)} samplers {how}"
     return whole_page(
         title,
         "\n".join(
@@ -38,6 +39,11 @@ def page(comparison: Comparison) -> str:
     )
 
 
+def _overspent(c: Comparison) -> bool:
+    """Did a sampler spend more than its budget, as rejection may?"""
+    return any(row.nfe > row.budget for row in c.rows)
+
+
 def _finding(c: Comparison) -> str:
     """Who comes closest to the data at each budget, and which samplers cannot be told from the winner."""
     quality = c.qualities[0]
@@ -47,7 +53,9 @@ def _finding(c: Comparison) -> str:
         if row is None:
             continue
         others = ", ".join(
-            r.sampler for r in c.rows if r.budget == budget and r != row and not told_apart(r, row, quality.name)
+            r.sampler
+            for r in c.rows
+            if r.budget == budget and r.nfe <= budget and r != row and not told_apart(r, row, quality.name)
         )
         rest = f'<p class="note">not told apart: {escape(others)}</p>' if others else ""
         cards.append(
@@ -115,9 +123,12 @@ def _pictures(c: Comparison) -> str:
         if c.data is not None:
             cells.append(_figure(c.data, "samples of the data", "", limits) if k == 0 else "<div></div>")
     grid = f"grid-template-columns:var(--names) repeat({columns},minmax(var(--tile),1fr));min-width:calc(var(--names) + {columns}*(var(--tile) + 14px))"
+    note = "Every sampler starts from the same noise: equal places show what the solver changes, nothing else."
+    if _overspent(c):
+        note += " Rejection goes back to more noise, and sometimes begins anew; what spent more than allowed does not compete above."
     return (
         "<section><h2>The same noise, other samplers</h2>"
-        '<p class="note">Every sampler starts from the same noise: equal places show what the solver changes, nothing else.</p>'
+        f'<p class="note">{note}</p>'
         f'<div class="card scroll"><div class="pictures" style="{grid}">{"".join(cells)}</div></div></section>'
     )
 
