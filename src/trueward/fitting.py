@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from trueward import processes
-from trueward.covariance.averages import process_of_job
 from trueward.critics.discriminator import Discriminator
 from trueward.critics.features import FeatureCritic
 from trueward.critics.stored import save_critic
@@ -270,7 +269,7 @@ def fit_critic(
         checkpoint=place / "training.part.pt",
     )
     about["seconds_of_training"] = round(time.perf_counter() - began, 1)
-    if process_of_job()[0] == 0:
+    if processes.here()[0] == 0:
         save_critic(critic, folder, denoiser, {**about, "training": record.to_json()})
         (place / "training.part.pt").unlink(missing_ok=True)
     return critic, record, fakes

@@ -50,6 +50,15 @@ def _device() -> torch.device:
     )
 
 
+def sum_over_processes(sums: Tensor) -> Tensor:
+    """The sum of everybody's `sums`, in every process and on the device of each; alone, `sums` itself."""
+    if not _joined():
+        return sums
+    total = sums.to(_device())
+    distributed.all_reduce(total)
+    return total.to(sums.device)
+
+
 def gather_rows(rows: Tensor | None) -> list[Tensor]:
     """Everybody's `rows` (n_r, *width) in every process, by rank, on the CPU; processes without any give None.
 

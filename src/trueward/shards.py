@@ -16,7 +16,6 @@ so a machine that drops out costs the shard it was at. A shard is written to a t
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,17 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueward import records
+from trueward import processes, records
 from trueward.drawing import Drawing
 from trueward.refinement import Cost
 
 RECORD = "sampling.json"
 FORMAT = 1
-
-
-def process_rank() -> tuple[int, int]:
-    """(rank, number of processes) as `accelerate launch`, `torchrun` or SLURM-like launchers say; (0, 1) otherwise."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def to_stored(x: Tensor, dtype: str, data_range: tuple[float, float] | None) -> Tensor:
@@ -234,7 +228,7 @@ def sample_to_folder(
     config = json.loads(json.dumps(config))
     target = ShardFolder(Path(folder))
     rows = _rows(n, size)
-    rank, world = process_rank()
+    rank, world = processes.launched()
     # a shard beside no record is refused as somebody else's, so the first process must have written the record
     deadline = time.monotonic() + 60.0
     while rank > 0 and not (target.folder / RECORD).exists() and time.monotonic() < deadline:

@@ -170,9 +170,9 @@ def under_schedule(denoiser: Denoiser, name: str | None) -> Denoiser:
 
 def _first() -> bool:
     """Whether this is the first of several processes."""
-    from trueward.covariance.averages import process_of_job
+    from trueward import processes
 
-    return process_of_job()[0] == 0
+    return processes.here()[0] == 0
 
 
 def _measure(

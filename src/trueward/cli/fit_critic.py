@@ -177,6 +177,7 @@ def fit_critic(
     The model is not changed. The critic serves Discriminator Guidance and diffusion rejection sampling; it belongs to this
     model and, strictly, to the sampler named here.
     """
+    from trueward import processes
     from trueward.cli.interruption import interruptible
     from trueward.cli.notes import notes
     from trueward.cli.options import checked_output, load_model
@@ -186,7 +187,6 @@ def fit_critic(
     from trueward.reports.critic_page import write_report
     from trueward.reports.reference import reference_of, remember
     from trueward.sampler_specs import SamplerSpec
-    from trueward.shards import process_rank
 
     if out is None and model in zoo_names() and not Path(model).is_dir():
         raise ValueError(f"{model} comes with the package: say where its critic is to be stored, --out FOLDER.")
@@ -199,14 +199,14 @@ def fit_critic(
     denoiser = load_model(model, device)
     reference = reference_of(denoiser, data)
     real = reference.train
-    if data is not None and out is None and process_rank()[0] == 0:
+    if data is not None and out is None and processes.launched()[0] == 0:
         remember(denoiser, reference)
     corrected, chosen = spec.assemble(denoiser, steps, nfe)
     chosen.plan(denoiser.schedule)
     classes = "all" if conditional and classes is None and denoiser.num_classes is not None else classes
     drawing = Drawing(corrected, chosen, seed, parse_labels(classes, denoiser.num_classes), guidance)
     facts = {"sampler": spec.described(chosen, guidance), "sampler_spec": str(spec), "steps": chosen.steps}  # type: ignore[arg-type]
-    first = process_rank()[0] == 0
+    first = processes.launched()[0] == 0
     with (
         notes(),
         interruptible("Run the same command again to continue."),

@@ -79,7 +79,6 @@ def likelihood(
     """Measure the variational bound of the likelihood, in bits per dimension, plus or minus its standard error."""
     from trueward import processes, records
     from trueward.cli.options import checked_output, load_model
-    from trueward.covariance.averages import process_of_job
     from trueward.likelihood import DiscretizedGaussian, continuous_elbo, elbo
     from trueward.loading import find
     from trueward.naming import check_name
@@ -110,7 +109,7 @@ def likelihood(
             grid = _grid(trajectory, folder, denoiser, count)
             sampler = Ancestral(count, variance=kind, grid=grid)
             bounds.append((kind, count, elbo(wrapped, examples, sampler, progress=True, **common)))
-    if process_of_job()[0]:
+    if processes.here()[0]:
         return
     record = {
         "model": model,

@@ -250,13 +250,12 @@ def _one_file(drawing: Drawing, n: int, out: Path, batch_size: int, columns: int
     """A grid or an array, with its record beside it."""
     import torch
 
-    from trueward import records
+    from trueward import processes, records
     from trueward.cli.progress import sample_bar
     from trueward.exports import picture_of, save_array
     from trueward.refinement import Cost
-    from trueward.shards import process_rank
 
-    if process_rank()[0] > 0:
+    if processes.launched()[0] > 0:
         return  # one file is the work of one process; a folder is shared
     if out.suffix.lower() == ".png":
         picture_of(torch.zeros(1, *(drawing.denoiser.shape or ())), None)  # vectors have no grid: told before drawing
@@ -306,9 +305,10 @@ def _folder(
     about: dict[str, Any],
 ) -> None:
     """Shards, and images if wanted."""
+    from trueward import processes
     from trueward.cli.interruption import interruptible
     from trueward.cli.progress import sample_bar
-    from trueward.shards import Progress, ShardFolder, process_rank, sample_to_folder
+    from trueward.shards import Progress, ShardFolder, sample_to_folder
 
     with interruptible("The finished shards are kept: run the same command again to continue."):
         with sample_bar("sampling", n) as advance:
@@ -338,7 +338,7 @@ def _folder(
             from trueward.exports import save_images
 
             save_images(ShardFolder(out), out / "images")
-    if process_rank()[0] == 0 or record.get("processes", 1) > 1:
+    if processes.launched()[0] == 0 or record.get("processes", 1) > 1:
         rate = record["samples_per_second"]
         typer.echo(f"{out}: {n} samples, {_costs(record)}" + (f", {rate:.3g} samples/s" if rate else ""))
 

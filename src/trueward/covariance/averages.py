@@ -17,22 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def sum_over_processes(sums: Tensor) -> Tensor:
-    """The sum of `sums` over the processes of the running job; with one process, `sums` itself."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return sums
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.distributed.get_backend() == "nccl" else "cpu"
-    total = sums.to(device)
-    torch.distributed.all_reduce(total)
-    return total.to(sums.device)
-
-
-def process_of_job() -> tuple[int, int]:
-    """(rank, number of processes) of the running job; (0, 1) where there is none."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+from trueward import processes
 
 
 @dataclass
@@ -66,7 +51,7 @@ class Averages:
 
     def over_processes(self) -> Averages:
         """The sums over all processes of the job."""
-        return Averages(*(sum_over_processes(part) for part in (self.count, self.first, self.second)))
+        return Averages(*(processes.sum_over_processes(part) for part in (self.count, self.first, self.second)))
 
     def estimate(self, kind: int, control: bool) -> tuple[np.ndarray, np.ndarray]:
         """(mean, standard error) of one kind of value at every place; with the control variate where more than eight

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trueward import processes
 from trueward.covariance.analytic import CONVENTION, GammaTable
-from trueward.covariance.averages import Averages, process_of_job
+from trueward.covariance.averages import Averages
 from trueward.covariance.examples import Held
 from trueward.denoisers import Denoiser
 from trueward.noise import Noise
@@ -170,7 +171,7 @@ def _gather(
 ) -> tuple[Averages, int]:
     """Runs rounds until every level has all examples, or the target; each round brings a level to `wanted` examples."""
     times = torch.as_tensor(where, dtype=torch.float64)
-    rank, world = process_of_job()
+    rank, world = processes.here()
     averages = Averages.empty(len(where), 3)
     done = torch.zeros(len(where), dtype=torch.int64)
     pilot = max(PILOT, -(-PILOT_NUMBERS // moments.examples.x[0].numel()))

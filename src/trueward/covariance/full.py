@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trueward import processes
 from trueward.covariance.analytic import Range
-from trueward.covariance.averages import process_of_job, sum_over_processes
 from trueward.covariance.estimate import Moments, measured_times
 from trueward.covariance.examples import Held
 from trueward.covariance.learned import LARGEST_FULL
@@ -94,7 +94,7 @@ def estimate_full_covariance(
     training = denoiser.training
     denoiser.eval()
     moments = Moments(denoiser, examples, indices, seed, conditional)
-    rank, world = process_of_job()
+    rank, world = processes.here()
     sums = torch.zeros(len(where), size, size, dtype=torch.float64)
     levels: Any = range(len(where))
     if progress and rank == 0:
@@ -109,7 +109,7 @@ def estimate_full_covariance(
             value = (noise - eps if form == "residual" else eps).double().flatten(1)
             sums[level] += (value.T @ value).cpu()
     denoiser.train(training)
-    matrices = sum_over_processes(sums) / len(examples)
+    matrices = processes.sum_over_processes(sums) / len(examples)
     if form == "moment":
         matrices = torch.eye(size, dtype=torch.float64) - matrices
     return FullTable(denoiser.schedule, where, matrices)

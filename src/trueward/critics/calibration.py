@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trueward.covariance.averages import process_of_job, sum_over_processes
+from trueward import processes
 from trueward.critics.critic import Critic
 from trueward.critics.examples import Part, as_examples, noised
 
@@ -120,7 +120,7 @@ def judged(
     parameter = next(critic.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     generator = torch.Generator().manual_seed(seed)
-    rank, world = process_of_job()
+    rank, world = processes.here()
     logits: list[Tensor] = []
     levels: list[Tensor] = []
     truths: list[Tensor] = []
@@ -138,4 +138,4 @@ def judged(
             levels.append(-0.5 * critic.schedule.log_snr(t))
             truths.append(torch.full((len(x),), kind, dtype=torch.float64))
     critic.train(training)
-    return sum_over_processes(torch.cat(logits)), torch.cat(levels), torch.cat(truths)
+    return processes.sum_over_processes(torch.cat(logits)), torch.cat(levels), torch.cat(truths)

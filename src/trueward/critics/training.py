@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trueward import records
-from trueward.covariance.averages import process_of_job, sum_over_processes
+from trueward import processes, records
 from trueward.critics.calibration import Calibration, measured
 from trueward.critics.critic import Critic
 from trueward.critics.examples import Part, as_examples, check_classes, divided, pair
@@ -103,7 +102,7 @@ def train_critic(
     (train_real, held_real), (train_generated, held_generated) = _sets(
         critic, real, generated, real_labels, generated_labels, held_out, batch_size
     )
-    rank, _ = process_of_job()
+    rank, _ = processes.here()
     parameters = [p for p in critic.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("The critic has no parameter that requires gradients, so there is nothing to train.")
@@ -134,7 +133,7 @@ def train_critic(
         )
         state.step = step
         if step % evaluate_every == 0 or step == steps:
-            trained = sum_over_processes(torch.stack(running).double().sum()).item() / len(running)
+            trained = processes.sum_over_processes(torch.stack(running).double().sum()).item() / len(running)
             running.clear()
             if not math.isfinite(trained):
                 raise ValueError(
@@ -169,7 +168,7 @@ def _update(
     u = torch.rand(2, half, generator=state.generator, dtype=torch.float64)
     times = ImportanceTimes().quantile(u.flatten(), critic.schedule).view(2, half)
     noise = torch.randn(2, half, *_shape(real), generator=state.generator)
-    rank, world = process_of_job()
+    rank, world = processes.here()
     pieces = min(half, max(PIECES, world))
     total = torch.zeros((), device=device)
     for k in range(rank, pieces, world):
@@ -188,7 +187,7 @@ def _update(
         loss.backward()
         total += loss.detach()
     if world > 1:
-        flat = sum_over_processes(
+        flat = processes.sum_over_processes(
             torch.cat(
                 [torch.zeros(p.numel(), device=device) if p.grad is None else p.grad.flatten() for p in parameters]
             )
@@ -230,7 +229,7 @@ class _State:
 
     def save(self, settings: dict[str, Any]) -> None:
         """Writes the checkpoint, if there is to be one."""
-        if self.path is None or process_of_job()[0] > 0:
+        if self.path is None or processes.here()[0] > 0:
             return
         numbers = {"step": self.step, "best_step": self.best_step, "since": self.since, "best": self.best}
         with records.atomic(self.path) as part:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueward.covariance.averages import sum_over_processes
+from trueward.processes import sum_over_processes
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueward.covariance.averages import process_of_job
 from trueward.covariance.examples import Batch, batches
 from trueward.denoisers import Denoiser
 from trueward.likelihood.bound import Bound
 from trueward.likelihood.decoder import Decoder
 from trueward.likelihood.elbo import check_data, decoder_spread, find_decoder, prior_divergence
 from trueward.noise import Noise
+from trueward.processes import here
 from trueward.samplers.sampler import Plan, Run, check_condition
 from trueward.times import Levels
 
@@ -67,7 +67,7 @@ def continuous_elbo(
     decoder = find_decoder(decoder, data, denoiser)
     training = denoiser.training
     denoiser.eval()
-    rank, world = process_of_job()
+    rank, world = here()
     rows: list[Tensor] = []
     stream: Any = enumerate(batches(data, batch_size))
     if progress and rank == 0:

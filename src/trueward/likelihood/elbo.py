@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueward.covariance.averages import process_of_job
 from trueward.covariance.examples import Batch, batches
 from trueward.denoisers import Denoiser
 from trueward.full_covariance import FullCovariance
 from trueward.likelihood.bound import Bound
 from trueward.likelihood.decoder import Decoder, DiscretizedGaussian, Variance, decoder_variance
 from trueward.noise import Noise
+from trueward.processes import here
 from trueward.samplers.ancestral import Ancestral, AncestralPlan
 from trueward.samplers.reverse_step import ReverseSteps
 from trueward.samplers.sampler import Run, check_condition, combine
@@ -148,7 +148,7 @@ def elbo(
     decoder = find_decoder(decoder, data, denoiser)
     training = denoiser.training
     denoiser.eval()
-    rank, world = process_of_job()
+    rank, world = here()
     rows: list[Tensor] = []
     stream: Any = enumerate(batches(data, batch_size))
     if progress and rank == 0:
