@@ -27,6 +27,7 @@ def words(values):
 )
 def test_philox_gives_the_published_vectors(counter, key, expected):
     assert tuple(int(w) for w in philox(words(counter), key)) == expected
+    assert tuple(w.item() for w in philox(tuple(w.numpy() for w in words(counter)), key)) == expected
 
 
 def test_normals_are_normal_and_uncorrelated():

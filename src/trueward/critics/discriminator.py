@@ -55,12 +55,12 @@ class Discriminator(Critic):
         self.network, self.sigma_data = network, sigma_data
 
     def logit(self, x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        alpha, sigma = self.schedule.coefficients(t, x_t)
-        x = x_t * (alpha**2 * self.sigma_data**2 + sigma**2) ** -0.5
-        label = (-self.schedule.log_snr(t) / 8.0).to(x.device, x.dtype)
-        parameter = next(self.network.parameters(), None)
-        dtype = x.dtype if parameter is None else parameter.dtype
-        return self.network(x.to(dtype), label.to(dtype), **condition)
+        log_alpha, log_sigma = self.schedule.log_alpha(t), self.schedule.log_sigma(t)
+        c_in = ((2.0 * log_alpha).exp() * self.sigma_data**2 + (2.0 * log_sigma).exp()) ** -0.5
+        label = (log_sigma - log_alpha) / 4.0
+        parameter = next(self.network.parameters(), x_t)
+        x = x_t * c_in.to(x_t.device, x_t.dtype).view((-1,) + (1,) * (x_t.ndim - 1))
+        return self.network(x.to(parameter.dtype), label.to(parameter.device, parameter.dtype), **condition)
 
     def save(self, folder: str | Path, record: Mapping[str, Any] | None = None) -> None:
         """Writes ``critic.json`` and ``critic.safetensors`` into `folder`.

@@ -23,6 +23,7 @@ from trueward.critics.critic import Critic
 from trueward.denoisers import Denoiser
 from trueward.loading import save_tensors
 from trueward.networks import network_config, register_network
+from trueward.networks.logit_head import mean_and_spread
 
 FORMAT = 1
 
@@ -90,9 +91,7 @@ class FeatureHead(nn.Module):
         for reduce, block in zip(self.reduce, self.blocks):
             h = block(reduce(F.silu(h)), level)
         if h.ndim > 2:
-            positions = h.flatten(2)
-            spread = positions.var(-1, unbiased=False).add(1e-6).sqrt()
-            h = torch.cat([positions.mean(-1), spread], dim=1)
+            h = mean_and_spread(h)
         return self.out(h)[:, 0]
 
 

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from trueward.networks.registry import network, network_config, register_network
 
 
+def mean_and_spread(features: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch twice_channels"]:
+    """Mean and standard deviation over positions: a defect in one corner moves the spread more than the mean."""
+    positions = features.flatten(2)
+    mean = positions.mean(-1, keepdim=True)
+    spread = (positions - mean).square().mean(-1).add(1e-6).sqrt()  # Tensor.var is many times slower on the CPU
+    return torch.cat([mean[..., 0], spread], dim=1)
+
+
 @register_network
 class LogitHead(nn.Module):
     """A trunk's last features, averaged over positions, through a small perceptron to one logit.
@@ -65,8 +73,5 @@ class LogitHead(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """One logit per row."""
         features = self.trunk.forward_features(x, label, class_labels)  # type: ignore[operator]
-        positions = features.flatten(2) if features.ndim > 2 else features.unsqueeze(-1)
-        # mean and spread over positions: a defect in one corner moves the spread more than the mean
-        spread = positions.var(-1, unbiased=False).add(1e-6).sqrt()
-        pooled = torch.cat([positions.mean(-1), spread], dim=1)
+        pooled = mean_and_spread(features if features.ndim > 2 else features[:, :, None])
         return self.head(self.norm(pooled.to(self.norm.weight.dtype)))[:, 0]

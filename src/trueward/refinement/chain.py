@@ -99,6 +99,7 @@ class SamplerChain(Chain):
         self.steps = self._plan.steps
         self._alpha = torch.as_tensor(self._plan.levels.alpha)
         self._sigma = torch.as_tensor(self._plan.levels.sigma)
+        self._time, self._scale = critic.place(self._alpha, self._sigma)
         self._start = denoiser.schedule.prior_std(sampler.t_start).item()
 
     def cost(self, level: int) -> int:
@@ -121,7 +122,7 @@ class SamplerChain(Chain):
         return scale.to(x.device, x.dtype).view(view) * x + std.to(x.device, x.dtype).view(view) * z
 
     def log_ratio(self, x: Tensor, level: Tensor, condition: dict[str, Any]) -> Tensor:
-        logit = self.critic.log_ratio_at(x, self._alpha[level], self._sigma[level], **condition)
+        logit = self.critic.log_ratio_placed(x, self._time[level], self._scale[level], **condition)
         return logit.detach().to("cpu", torch.float64)
 
     @property

@@ -3,7 +3,8 @@ r"""Slots of a batch, each holding a sample at its own level: what carries out d
 In one round every slot makes one step of the base sampler, all of them in one call of the network; then the results are
 tested, rejected samples climb until they pass or arrive at the prior, and finished samples hand their slots to the next ones
 of the queue. Numbers are drawn from the streams of the samples, not of the slots, so a sample does not depend on its slot,
-its neighbours or their number. The rule itself is in :mod:`trueward.refinement.rejection`.
+its neighbours or their number. That also lets samples be started ahead of time: a batch of them is drawn and put to the
+prior's test together, and waits for slots. The rule itself is in :mod:`trueward.refinement.rejection`.
 """
 
 from __future__ import annotations
@@ -83,9 +84,16 @@ class Tested:
     passed: Tensor
     transition: bool
 
+_ROW = ("position", "level", "nfe", "parent", "normals", "uniforms", "log_u")
+_AHEAD = 2048  # uniforms drawn together, since for few of them the generator costs the same as for one
+
 
 class Slots:
-    """One call: the slots and the accounts. Slot arrays are on the CPU, `x` where the model is."""
+    """One call: the slots and the accounts. Arrays are on the CPU, `x` where the model is.
+
+    The first `active` rows of every array are the slots; the rows after them are the waiting room, whose rows `ready` hold
+    samples at level 0 that passed the prior's test.
+    """
 
     def __init__(
         self,
@@ -111,16 +119,19 @@ class Slots:
         self.nfe_total = self.critic_evaluations = self.restarts = self.finished = 0
         self.worked = self.offered = 0
         self.results: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # positions, indices, samples and costs
-        self.next = slots  # the next position in the queue
-        self.position = torch.arange(slots)  # which entry of the queue each slot works on
-        self.level = torch.zeros(slots, dtype=torch.int64)
-        self.nfe = torch.zeros(slots, dtype=torch.int64)
-        self.parent = torch.zeros(slots, dtype=torch.float64)  # log ratio of the accepted x
-        self.normals = torch.zeros(slots, dtype=torch.int64)  # draws used of each row's streams
-        self.uniforms = torch.zeros(slots, dtype=torch.int64)
-        everyone = torch.arange(slots)
-        self.x = self.chain.prior(self._noise(everyone), self._normal(everyone))
-        self._test_prior(everyone)
+        self.next, self.active = 0, slots  # the next position in the queue
+        rows = slots + (slots if stream else min(slots, len(indices) - slots))
+        self.position = torch.arange(rows)  # which entry of the queue each row works on
+        self.level = torch.zeros(rows, dtype=torch.int64)
+        self.nfe = torch.zeros(rows, dtype=torch.int64)
+        self.parent = torch.zeros(rows, dtype=torch.float64)  # log ratio of the accepted x
+        self.normals = torch.zeros(rows, dtype=torch.int64)  # draws used of each row's streams
+        self.uniforms = torch.zeros(rows, dtype=torch.int64)
+        self.log_u = torch.zeros(rows, max(1, min(_AHEAD // slots, 32)), dtype=torch.float64)  # of the next uniforms
+        self.ready = torch.arange(0)
+        like = self.chain.prior(self._noise(self.position[:1]), self.normals[:1])
+        self.x = like.new_empty(rows, *like.shape[1:])
+        self._start(self.position[:slots].clone())
 
     # --- random streams and conditions of rows ------------------------------------------------------------------------
 
@@ -139,9 +150,15 @@ class Slots:
         return draw
 
     def _log_u(self, rows: Tensor) -> Tensor:
-        u = self._noise(rows).uniform(self.uniforms[rows].clone())
+        ahead = self.log_u.shape[1]
+        at = self.uniforms[rows] % ahead
+        empty = rows[at == 0]
+        if len(empty):
+            noise = Noise(self.seed, self._index(self.position[empty]).repeat_interleave(ahead))
+            draws = self.uniforms[empty, None] + torch.arange(ahead)
+            self.log_u[empty] = noise.uniform(draws.flatten()).log().view(-1, ahead)
         self.uniforms[rows] += 1
-        return u.log()
+        return self.log_u[rows, at]
 
     def _condition(self, rows: Tensor) -> dict[str, Any]:
         at = self.position[rows] % len(self.indices)
@@ -159,27 +176,27 @@ class Slots:
 
     def advance(self) -> None:
         """One step of the base sampler for all slots, the tests it leads to, and the refilling of finished slots."""
-        rows = torch.arange(len(self.position))
-        if self.stream or self.next < len(self.indices):
-            stages = int(self.cost[self.level].max())
-            self.worked += int(self.cost[self.level].sum())
-            self.offered += stages * self.slots
-        spent = self.cost[self.level]
-        before = self.x.clone() if self.rule.on_reject == "resample" else None
-        self.x = self.chain.step(self.x, self.level, self._noise(rows), self._normal(rows), self._condition(rows))
-        self.nfe += spent
+        rows = torch.arange(self.active)
+        x, level = self.x[: self.active], self.level[: self.active]
+        spent = self.cost[level]
+        if self._waiting:
+            self.worked += int(spent.sum())
+            self.offered += int(spent.max()) * self.slots
+        before = x.clone() if self.rule.on_reject == "resample" else None
+        x.copy_(self.chain.step(x, level, self._noise(rows), self._normal(rows), self._condition(rows)))
+        self.nfe[: self.active] += spent
         self.nfe_total += int(spent.sum())
-        self.level += 1
-        anchor = (self.level == self.rule.min_level).nonzero()[:, 0]
+        level += 1
+        anchor = (level == self.rule.min_level).nonzero()[:, 0]
         if len(anchor):
             self.parent[anchor] = self._log_ratio(anchor)
-        todo = ((self.level > self.rule.min_level) & (self.level <= self.rule.last_level)).nonzero()[:, 0]
+        todo = ((level > self.rule.min_level) & (level <= self.rule.last_level)).nonzero()[:, 0]
         if before is not None:
             self._resample(todo, before)
         else:
             self._cascade(todo)
         if self.rule.max_nfe is not None:
-            over = (self.level < self.n) & (self.nfe + self.rest[self.level] > self.rule.max_nfe)
+            over = (level < self.n) & (self.nfe[: self.active] + self.rest[level] > self.rule.max_nfe)
             if bool(over.any()):
                 self._restart(over.nonzero()[:, 0])
         self._collect()
@@ -191,9 +208,10 @@ class Slots:
         if self.observe is not None:
             x = self.x[rows.to(self.x.device)]
             self.observe(Tested(x, self.level[rows], self._index(self.position[rows]), logit, passed, kind == 0))
-        self.parent[rows[passed]] = logit[passed]
-        self.tested[kind].index_add_(0, self.level[rows], torch.ones_like(rows))
-        self.accepted[kind].index_add_(0, self.level[rows[passed]], torch.ones_like(rows[passed]))
+        self.parent[rows] = torch.where(passed, logit, self.parent[rows])
+        level = self.level[rows]
+        self.tested[kind].index_add_(0, level, torch.ones_like(rows))
+        self.accepted[kind].index_add_(0, level, passed.to(torch.int64))
         return passed
 
     def _cascade(self, todo: Tensor) -> None:
@@ -258,26 +276,50 @@ class Slots:
         self._test_prior(rows)
 
     def _collect(self) -> None:
-        done = (self.level == self.n).nonzero()[:, 0]
+        done = (self.level[: self.active] == self.n).nonzero()[:, 0]
         if not len(done):
             return
         position = self.position[done]
         self.results.append((position, self._index(position), self.x[done.to(self.x.device)], self.nfe[done]))
         self.finished += len(done)
-        waiting = len(done) if self.stream else min(len(done), len(self.indices) - self.next)
-        refill, idle = done[:waiting], done[waiting:]
-        if len(refill):
-            self.position[refill] = torch.arange(self.next, self.next + len(refill))
-            self.next += len(refill)
-            self.level[refill], self.nfe[refill], self.normals[refill], self.uniforms[refill] = 0, 0, 0, 0
-            self._put(refill, self.chain.prior(self._noise(refill), self._normal(refill)))
-            self._test_prior(refill)
-        if len(idle):
-            keep = torch.ones(len(self.position), dtype=torch.bool)
-            keep[idle] = False
+        idle = self._refill(done)
+        if len(idle):  # nobody waits any more: the batch shrinks, and the waiting room is closed
+            keep = torch.arange(self.active)
+            keep = keep[~torch.isin(keep, idle)]
+            self.active = len(keep)
             self.x = self.x[keep.to(self.x.device)]
-            for name in ("position", "level", "nfe", "parent", "normals", "uniforms"):
+            for name in _ROW:
                 setattr(self, name, getattr(self, name)[keep])
+
+    # --- the queue -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _waiting(self) -> bool:
+        """Are there samples without a slot?"""
+        return self.stream or len(self.ready) > 0 or self.next < len(self.indices)
+
+    def _start(self, rows: Tensor) -> None:
+        """The next entries of the queue begin in these rows."""
+        self.position[rows] = torch.arange(self.next, self.next + len(rows))
+        self.next += len(rows)
+        for name in ("level", "nfe", "normals", "uniforms"):
+            getattr(self, name)[rows] = 0
+        self._put(rows, self.chain.prior(self._noise(rows), self._normal(rows)))
+        self._test_prior(rows)
+
+    def _refill(self, free: Tensor) -> Tensor:
+        """Gives free slots to samples of the waiting room, which is filled when it is empty; returns what is left over."""
+        while len(free) and self._waiting:
+            if not len(self.ready):
+                room = torch.arange(self.active, len(self.position))
+                self.ready = room if self.stream else room[: len(self.indices) - self.next]
+                self._start(self.ready)
+            source, slot = self.ready[: len(free)], free[: len(self.ready)]
+            self._put(slot, self.x[source.to(self.x.device)])
+            for name in _ROW:
+                getattr(self, name)[slot] = getattr(self, name)[source]
+            self.ready, free = self.ready[len(source) :], free[len(slot) :]
+        return free
 
     def result(self, n: int) -> Refined:
         """The first n finished samples, in the order of the queue (slots) or of completion (stream)."""
