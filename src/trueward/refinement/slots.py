@@ -84,6 +84,7 @@ class Tested:
     passed: Tensor
     transition: bool
 
+
 _ROW = ("position", "level", "nfe", "parent", "normals", "uniforms", "log_u")
 _AHEAD = 2048  # uniforms drawn together, since for few of them the generator costs the same as for one
 
