@@ -30,7 +30,8 @@ def keys_in_source() -> list[tuple[str, str]]:
 
 def test_every_key_in_the_source_has_an_entry():
     used = keys_in_source()
-    assert ("schedules/variance_preserving.py", "song2021score") in used  # the scan sees annotated attributes of classes
+    # the scan sees annotated attributes of classes
+    assert ("schedules/variance_preserving.py", "song2021score") in used
     assert ("noise.py", "salmon2011parallel") in used  # and assignments of modules
     assert [(path, key) for path, key in used if key not in entries()] == []
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from trueward.denoisers import Denoiser
 from trueward.noise import Noise
 from trueward.samplers import DDIM, Run
-from trueward.samplers.sampler import Level
+from trueward.samplers.plan import Level
 from trueward.schedules import Schedule
 
 Function = Callable[..., Any]

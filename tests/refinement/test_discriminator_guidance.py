@@ -75,7 +75,7 @@ def test_the_official_setting_is_one_argument_away_from_the_weight():
 @pytest.mark.parametrize("name", ["edm", "dpm-solver-2"])
 def test_the_second_weight_reaches_guidance_inside_other_wrappers_and_rows_on_different_levels(name):
     from trueward.denoisers import Rescheduled
-    from trueward.samplers.sampler import Run
+    from trueward.samplers.run import Run
 
     s = EDM()
     real, model = Gaussian([0.0], 1.0), Gaussian([0.5], 1.0)

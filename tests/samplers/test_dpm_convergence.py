@@ -17,7 +17,8 @@ from trueward.samplers import (
     DPMSolverSinglestep,
     dpm_singlestep,
 )
-from trueward.samplers.sampler import Run, Table
+from trueward.samplers.plan import Table
+from trueward.samplers.run import Run
 from trueward.times import Times, UniformLogSNR
 from trueward.truth import Gaussian
 

@@ -12,8 +12,8 @@ from trueward.denoisers import Denoiser, Posterior
 from trueward.noise import Noise
 from trueward.samplers import DDIM, Ancestral
 from trueward.samplers.edm import EDMHeun
+from trueward.samplers.plan import Table, combine
 from trueward.samplers.probability_flow import ProbabilityFlow
-from trueward.samplers.sampler import Table, combine
 from trueward.schedules import EDM, VPLinear
 
 

@@ -28,7 +28,7 @@ from trueward.covariance.averages import Averages
 from trueward.covariance.examples import Held
 from trueward.denoisers import Denoiser
 from trueward.noise import Noise
-from trueward.samplers.sampler import check_condition
+from trueward.samplers.run import check_condition
 from trueward.schedules import DiscreteSchedule, Schedule
 from trueward.times import UniformLogSNR
 

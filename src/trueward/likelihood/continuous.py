@@ -22,7 +22,8 @@ from trueward.likelihood.decoder import Decoder
 from trueward.likelihood.elbo import check_data, decoder_spread, find_decoder, prior_divergence
 from trueward.noise import Noise
 from trueward.processes import here
-from trueward.samplers.sampler import Plan, Run, check_condition
+from trueward.samplers.plan import Plan
+from trueward.samplers.run import Run, check_condition
 from trueward.times import Levels
 
 _SHIFT = 2**30  # number of the draw of the shift, far from those of the noise

@@ -29,7 +29,7 @@ from trueward.likelihood.elbo import check_data, find_decoder, gaussian_kl
 from trueward.naming import check_name
 from trueward.noise import Noise
 from trueward.samplers.reverse_step import ReverseSteps
-from trueward.samplers.sampler import check_condition
+from trueward.samplers.run import check_condition
 from trueward.times import Levels, Times
 
 

@@ -28,8 +28,9 @@ from trueward.likelihood.decoder import Decoder, DiscretizedGaussian, Variance, 
 from trueward.noise import Noise
 from trueward.processes import here
 from trueward.samplers.ancestral import Ancestral, AncestralPlan
+from trueward.samplers.plan import combine
 from trueward.samplers.reverse_step import ReverseSteps
-from trueward.samplers.sampler import Run, check_condition, combine
+from trueward.samplers.run import Run, check_condition
 
 
 def gaussian_kl(variance_q: Any, variance_p: Any, difference2: Any) -> Any:

@@ -26,7 +26,8 @@ from trueward.denoisers import Denoiser
 from trueward.noise import Noise
 from trueward.refinement.discriminator_guidance import guidance_of
 from trueward.samplers.edm import EDMHeun, HeunPlan
-from trueward.samplers.sampler import Level, Run, Table, combine
+from trueward.samplers.plan import Level, Table, combine
+from trueward.samplers.run import Run
 from trueward.schedules import Schedule
 
 

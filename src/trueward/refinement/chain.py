@@ -17,7 +17,8 @@ from torch import Tensor
 from trueward.critics.critic import Critic
 from trueward.denoisers import Denoiser
 from trueward.noise import Noise
-from trueward.samplers.sampler import Run, Sampler
+from trueward.samplers.run import Run
+from trueward.samplers.sampler import Sampler
 
 
 class Chain(ABC):

@@ -22,7 +22,8 @@ from trueward.full_covariance import FullCovariance
 from trueward.noise import Noise
 from trueward.refinement.discriminator_guidance import guidance_of
 from trueward.samplers.ancestral import Ancestral, AncestralPlan
-from trueward.samplers.sampler import Level, Run, Table, Transition
+from trueward.samplers.plan import Level, Table
+from trueward.samplers.run import Run, Transition
 from trueward.schedules import Schedule
 
 

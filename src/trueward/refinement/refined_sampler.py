@@ -33,7 +33,9 @@ from trueward.refinement.chain import SamplerChain
 from trueward.refinement.cost import Cost
 from trueward.refinement.discriminator_guidance import DiscriminatorGuidance
 from trueward.refinement.rejection import DiffRS, Refined, Tested
-from trueward.samplers.sampler import Plan, Sampler, Samples, check_condition
+from trueward.samplers.plan import Plan
+from trueward.samplers.run import Samples, check_condition
+from trueward.samplers.sampler import Sampler
 from trueward.schedules import Schedule
 
 WARM_UP_SEED = 0x7A11_5EED_0000_0001  # no seed that anybody types

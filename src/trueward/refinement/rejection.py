@@ -28,7 +28,8 @@ from torch import Tensor
 from trueward.naming import check_name
 from trueward.refinement.calibration import Constants
 from trueward.refinement.chain import Chain
-from trueward.refinement.slots import Refined, Slots, Tested
+from trueward.refinement.refined import Refined, Tested
+from trueward.refinement.slots import Slots
 
 __all__ = ["DiffRS", "Refined", "Tested"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trueward.drawing import Drawing
 from trueward.refinement import Refined, RefinedSampler, Tested
-from trueward.samplers.sampler import check_condition
+from trueward.samplers.run import check_condition
 
 SHOWN_LEVELS, SHOWN = 4, 16
 

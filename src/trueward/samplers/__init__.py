@@ -10,9 +10,11 @@ from trueward.samplers.dpm_multistep import DPMSolverMultistep, DPMSolverSDE
 from trueward.samplers.dpm_singlestep import DPMSolverFast, DPMSolverSinglestep
 from trueward.samplers.dpm_solver import DPMSolver
 from trueward.samplers.edm import EDMHeun
+from trueward.samplers.plan import Plan, Table, combine
 from trueward.samplers.probability_flow import ProbabilityFlow
 from trueward.samplers.registry import register_sampler, sampler, sampler_names
-from trueward.samplers.sampler import NonFiniteSamples, Plan, Run, Sampler, Samples, Step, Table, Transition, combine
+from trueward.samplers.run import Run, Samples, Step, Transition
+from trueward.samplers.sampler import NonFiniteSamples, Sampler
 from trueward.samplers.thresholding import DynamicThresholding, StaticThresholding, Thresholding
 
 __all__ = [

@@ -27,8 +27,10 @@ from trueward.denoisers import Denoiser
 from trueward.full_covariance import FullCovariance
 from trueward.naming import check_name
 from trueward.noise import Noise
+from trueward.samplers.plan import Level, Plan, Table, combine
 from trueward.samplers.reverse_step import ReverseSteps
-from trueward.samplers.sampler import Level, Plan, Run, Sampler, Table, Transition, combine
+from trueward.samplers.run import Run, Transition
+from trueward.samplers.sampler import Sampler
 from trueward.schedules import Schedule
 from trueward.times import Levels, TimeGrid
 

@@ -31,7 +31,8 @@ from trueward.samplers.exponential import (
     second_order_multistep,
     third_order_multistep,
 )
-from trueward.samplers.sampler import Level, Plan, Run, Table
+from trueward.samplers.plan import Level, Plan, Table
+from trueward.samplers.run import Run
 from trueward.schedules import Schedule
 from trueward.times import Levels
 

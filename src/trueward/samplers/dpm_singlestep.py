@@ -32,7 +32,8 @@ from trueward.samplers.exponential import (
     third_order,
     third_order_stage,
 )
-from trueward.samplers.sampler import Level, Plan, Run, Table, combine
+from trueward.samplers.plan import Level, Plan, Table, combine
+from trueward.samplers.run import Run
 from trueward.schedules import Schedule
 from trueward.times import Levels, UniformLogSNR
 

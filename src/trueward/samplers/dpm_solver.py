@@ -19,7 +19,8 @@ from torch import Tensor
 
 from trueward.denoisers import Coefficient, Denoiser
 from trueward.naming import check_name
-from trueward.samplers.sampler import Run, Sampler, Samples
+from trueward.samplers.run import Run, Samples
+from trueward.samplers.sampler import Sampler
 from trueward.samplers.thresholding import Thresholding, thresholding
 from trueward.schedules import Schedule
 from trueward.times import Levels, TimeGrid, Times

@@ -22,7 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueward.samplers.sampler import Level, Plan, Run, Sampler, Table, combine
+from trueward.samplers.plan import Level, Plan, Table, combine
+from trueward.samplers.run import Run
+from trueward.samplers.sampler import Sampler
 from trueward.schedules import Schedule
 from trueward.times import Levels, TimeGrid
 

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from trueward.denoisers import Denoiser
-from trueward.samplers.sampler import Level, Plan, Run, Sampler, Samples
+from trueward.samplers.plan import Level, Plan
+from trueward.samplers.run import Run, Samples
+from trueward.samplers.sampler import Sampler
 from trueward.schedules import Schedule
 from trueward.times import Levels
 
