@@ -172,6 +172,13 @@ def test_the_text_of_a_refined_sampler_says_what_its_samples_depend_on():
         ),
         (lambda: refined(rejection={"max_nfe": 5}).check(model()), "max_nfe=5 is less than the 17 evaluations"),
         (lambda: refined(rejection={"warm_up": 1}).check(model()), "warm_up must be at least 2"),
+        (lambda: refined(rejection={"warm_up": "many"}), "warm_up must be at least 2 samples, a whole number"),
+        (lambda: refined(rejection={}).sample(model(), n=2.5), "n must be at least 1, a whole number"),
+        (lambda: refined(rejection={}).sample(model(), indices=[]), "indices must be whole numbers, at least one"),
+        (
+            lambda: RefinedSampler(EDMHeun(9), critic(), guidance={}).sample(model(), n=2, batch_size=0),
+            "batch_size must be at least 1, got 0",
+        ),
         (lambda: refined(rejection={"on_reject": "resample"}).check(model()), "needs steps that draw noise"),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -209,6 +210,15 @@ def test_a_sample_does_not_depend_on_the_batch_size():
     assert torch.allclose(part.x, a.x[[7, 40]], atol=1e-10, rtol=0)
 
 
+def test_indices_may_be_any_sequence_of_whole_numbers():
+    rule = DiffRS(FourStates(), PERCENTILE_90)
+    whole = rule.sample(9, seed=4)
+    for indices in ([7, 2], (7, 2), np.array([7, 2], dtype=np.int32), torch.tensor([7, 2], dtype=torch.int32)):
+        found = rule.sample(indices=indices, seed=4)
+        assert torch.equal(found.x, whole.x[[7, 2]])
+        assert found.indices.tolist() == [7, 2]
+
+
 def test_budgets_are_kept_and_everything_spent_is_counted():
     base = 35
     for limit in (base, 40, 60):
@@ -348,7 +358,9 @@ def test_calibrations_are_stored_with_what_they_belong_to(tmp_path):
     assert back.fingerprint == chain.fingerprint
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
     (tmp_path / "bad.safetensors").write_bytes(b"not a tensor file")
-    with pytest.raises(ValueError, match="cannot be read as a calibration"):
+    c.save(tmp_path / "new" / "c.safetensors")
+    assert torch.equal(Calibration.load(tmp_path / "new" / "c.safetensors").log_ratios, c.log_ratios)
+    with pytest.raises(ValueError, match="cannot be read as a calibration, delete it to measure again"):
         Calibration.load(tmp_path / "bad.safetensors")
 
 
@@ -378,7 +390,26 @@ TWO = GaussianMixture([1.0], [[0.0, 0.0]], 1.0)
         (lambda: DiffRS(FourStates(), ZERO, on_reject="forwards"), "Did you mean 'forward'"),
         (lambda: DiffRS(heun_chain(), HEUN_CONSTANTS, on_reject="resample"), "deterministic step"),
         (lambda: DiffRS(FourStates(), ZERO).sample(0), "n must be at least 1"),
+        (lambda: DiffRS(FourStates(), ZERO).sample(2.5), "n must be at least 1, a whole number, got 2.5"),
         (lambda: DiffRS(FourStates(), ZERO).sample(4, batch_size=0), "batch_size must be at least 1"),
+        (lambda: DiffRS(FourStates(), ZERO).sample(4, batch_size=1.5), "batch_size must be a whole number, got 1.5"),
+        (lambda: DiffRS(FourStates(), ZERO).sample(indices=[]), r"indices must be whole numbers, at least one"),
+        (lambda: DiffRS(FourStates(), ZERO).sample(indices=torch.rand(3)), r"got shape \(3,\) of float32"),
+        (lambda: DiffRS(FourStates(), ZERO).sample(5, indices=[1, 2]), "2 indices were given for n=5"),
+        (lambda: DiffRS(FourStates(), ZERO, max_nfe=4.5), "max_nfe must be a whole number, got 4.5"),
+        (lambda: DiffRS(FourStates(), ZERO, backsteps=1.5), "backsteps must be a whole number, got 1.5"),
+        (lambda: DiffRS(FourStates(), ZERO, prior_rounds=0), "prior_rounds must be at least 1"),
+        (lambda: calibrate(FourStates(), 1), "n must be a whole number >= 2 for a calibration, got 1"),
+        (lambda: calibrate(FourStates(), 8, batch_size=0), "batch_size must be a whole number >= 1"),
+        (
+            lambda: calibrate(FourStates(), 8, condition={"class_labels": torch.zeros(3)}),
+            "class_labels has 3 rows for 8 warm-up samples",
+        ),
+        (
+            lambda: Calibration(torch.zeros(3, 2, dtype=F64)).constants("high"),
+            r"percentile must lie in \[0, 1\], got 'high'",
+        ),
+        (lambda: Calibration(torch.zeros(0, 2, dtype=F64)), r"must be \(samples, levels\), got shape \(0, 2\)"),
         (
             lambda: DiffRS(FourStates(), ZERO).sample(4, condition={"class_labels": torch.zeros(3)}),
             "3 rows for 4 samples",

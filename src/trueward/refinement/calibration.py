@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from trueward import records
 from trueward.noise import Noise
 from trueward.refinement.chain import Chain
 
@@ -54,6 +56,10 @@ class Calibration:
     log_ratios: Float64[Tensor, "samples levels"]
     fingerprint: str = ""
 
+    def __post_init__(self) -> None:
+        if self.log_ratios.ndim != 2 or not len(self.log_ratios):
+            raise ValueError(f"log_ratios must be (samples, levels), got shape {tuple(self.log_ratios.shape)}.")
+
     def constants(self, percentile: float = 0.75, *, floor: bool = True, parents: Tensor | None = None) -> Constants:
         """The constants at a percentile.
 
@@ -62,6 +68,8 @@ class Calibration:
             floor: keep log M >= 0.
             parents: (levels,) int64, the level each one's ratio refers to; default the level before.
         """
+        if isinstance(percentile, bool) or not isinstance(percentile, Real):
+            raise ValueError(f"percentile must lie in [0, 1], got {percentile!r}.")
         if not 0.0 <= percentile <= 1.0:
             hint = (
                 f"; for the {percentile:g}th percentile give {percentile / 100:g}" if 1.0 < percentile <= 100.0 else ""
@@ -80,14 +88,9 @@ class Calibration:
         """Writes `path` (safetensors), at once or not at all."""
         from safetensors.torch import save_file
 
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        save_file(
-            {"log_ratios": self.log_ratios.contiguous()},
-            part,
-            metadata={"calibration": json.dumps({"fingerprint": self.fingerprint})},
-        )
-        os.replace(part, path)
+        about = {"calibration": json.dumps({"fingerprint": self.fingerprint})}
+        with records.atomic(Path(path)) as part:
+            save_file({"log_ratios": self.log_ratios.contiguous()}, part, metadata=about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -101,7 +104,9 @@ class Calibration:
                     raise ValueError(f"{path} holds no calibration of rejection constants.")
                 return cls(file.get_tensor("log_ratios"), metadata["fingerprint"])
         except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read as a calibration: {error}") from error
+            raise ValueError(
+                f"{path} cannot be read as a calibration, delete it to measure again ({error})."
+            ) from error
 
 
 @torch.no_grad()
@@ -126,8 +131,13 @@ def calibrate(
     Raises:
         ValueError: if the critic answers NaN or infinity, with the level.
     """
-    if n < 2:
-        raise ValueError(f"n must be at least 2 warm-up samples, got {n}.")
+    for name, value, least in (("n", n, 2), ("batch_size", batch_size, 1)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number >= {least} for a calibration, got {value!r}.")
+    if isinstance(condition, dict):
+        for name, entries in condition.items():
+            if isinstance(entries, Tensor) and entries.ndim and len(entries) != n:
+                raise ValueError(f"{name} has {len(entries)} rows for {n} warm-up samples.")
     logits = torch.empty(n, chain.steps + 1, dtype=torch.float64)
     starts: Any = range(0, n, batch_size)
     if progress:

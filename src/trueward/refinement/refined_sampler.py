@@ -15,7 +15,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,8 @@ from trueward.refinement.calibration import Calibration, calibrate
 from trueward.refinement.chain import SamplerChain
 from trueward.refinement.cost import Cost
 from trueward.refinement.discriminator_guidance import DiscriminatorGuidance
-from trueward.refinement.rejection import DiffRS, Refined, Tested
+from trueward.refinement.refined import Refined, Tested
+from trueward.refinement.rejection import DiffRS, asked_for
 from trueward.samplers.plan import Plan
 from trueward.samplers.run import Samples, check_condition
 from trueward.samplers.sampler import Sampler
@@ -111,10 +112,11 @@ class RefinedSampler:
                     f"{self.inner.name} cannot be stepped row by row, which rejection needs; use a single-step sampler "
                     "such as edm, ddim, ddpm or dpm-solver++2s."
                 )
-            percentile = self.rejection.get("percentile", _OWN["percentile"])
-            if isinstance(percentile, str) or percentile is None:
-                raise ValueError(f"percentile must lie in [0, 1], got {percentile!r}.")
+            percentile: Any = self.rejection.get("percentile", _OWN["percentile"])
             Calibration(torch.zeros(2, 1, dtype=torch.float64)).constants(percentile)
+            warm_up = self.rejection.get("warm_up", _OWN["warm_up"])
+            if not isinstance(warm_up, int) or isinstance(warm_up, bool) or warm_up < 2:
+                raise ValueError(f"warm_up must be at least 2 samples, a whole number, got {warm_up!r}.")
 
     # --- what a sampler has -------------------------------------------------------------------------------------------
 
@@ -236,8 +238,6 @@ class RefinedSampler:
         zero = Calibration(torch.zeros(2, chain.steps + 1, dtype=torch.float64)).constants(0.5)
         options = {k: v for k, v in self.rejection.items() if k not in ("percentile", "warm_up")}
         DiffRS(chain, zero, **options)
-        if self._warm_up < 2:
-            raise ValueError(f"warm_up must be at least 2 samples, got {self._warm_up}.")
 
     @torch.no_grad()
     def draw(
@@ -259,6 +259,8 @@ class RefinedSampler:
         """
         if self.rejection is not None:
             return self._rejected(denoiser, indices, seed, batch_size, advance, None, condition)[0]
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         model, parts, cost = self.model(denoiser), [], Cost()
         for rows in torch.arange(len(indices)).split(batch_size):
             own: dict[str, Any] = {
@@ -314,7 +316,7 @@ class RefinedSampler:
         denoiser: Denoiser,
         *,
         n: int | None = None,
-        indices: Tensor | None = None,
+        indices: Sequence[int] | Tensor | None = None,
         seed: int = 0,
         batch_size: int = 64,
         observe: Callable[[Tested], None] | None = None,
@@ -330,13 +332,11 @@ class RefinedSampler:
             observe: see :meth:`DiffRS.sample`.
             **condition: one number for ``class_labels`` holds for all samples.
         """
-        if indices is None:
-            if n is None or n < 1:
-                raise ValueError(f"n must be at least 1, got {n}.")
-            indices = torch.arange(n)
+        indices = asked_for(n, indices)
         labels = condition.get("class_labels")
         if labels is not None:
-            condition["class_labels"] = torch.as_tensor(labels).expand(len(indices))
+            labels = torch.as_tensor(labels)
+            condition["class_labels"] = labels if labels.ndim else labels.expand(len(indices))
         if self.rejection is not None:
             return self._rejected(denoiser, indices, seed, batch_size, None, observe, condition)[1]
         drawn = self.draw(denoiser, indices, seed, batch_size=batch_size, **condition)

@@ -18,8 +18,9 @@ does not depend on the batch size or on its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -69,12 +70,18 @@ class DiffRS:
                 f"The constants are for {len(self.constants.log_m_marginal) - 1} steps, the sampler makes {n}."
             )
         base = sum(self.chain.cost(i) for i in range(n))
+        for name in ("max_nfe", "backsteps", "min_level", "max_level", "prior_rounds"):
+            value = getattr(self, name)
+            if not (value is None and name.startswith("max")):
+                _whole(name, value)
         if self.max_nfe is not None and self.max_nfe < base:
             raise ValueError(
                 f"max_nfe={self.max_nfe} is less than the {base} evaluations of the base sampler: nothing could finish."
             )
         if self.backsteps < 1:
             raise ValueError(f"backsteps must be at least 1, got {self.backsteps}.")
+        if self.prior_rounds < 1:
+            raise ValueError(f"prior_rounds must be at least 1, got {self.prior_rounds}.")
         if not 0 <= self.min_level < n:
             raise ValueError(f"min_level must lie in 0 ... {n - 1}, got {self.min_level}.")
         if self.max_level is not None and not self.min_level < self.max_level <= n:
@@ -103,7 +110,7 @@ class DiffRS:
         n: int | None = None,
         *,
         seed: int = 0,
-        indices: Tensor | None = None,
+        indices: Sequence[int] | Tensor | None = None,
         batch_size: int = 64,
         mode: str = "slots",
         condition: dict[str, Any] | None = None,
@@ -115,7 +122,7 @@ class DiffRS:
 
         Args:
             n: how many; or
-            indices: which ones, (n,) int64.
+            indices: which ones, (n,) whole numbers.
             seed: identity of the samples, together with their index.
             batch_size: slots that are worked on together.
             mode: slots (each sample runs to its end; unbiased) or stream (finished slots are refilled for ever and
@@ -126,12 +133,14 @@ class DiffRS:
             callback: called as ``callback(finished, n)``.
             observe: called with a :class:`Tested` after every round of tests; for reports.
             progress: show a progress bar.
+
+        Raises:
+            ValueError: on wrong arguments, a critic that answers NaN or infinity (with the level), or a prior test that
+                hardly any draw passes.
         """
         check_name("mode", mode, ["slots", "stream"])
-        if indices is None:
-            if n is None or n < 1:
-                raise ValueError(f"n must be at least 1, got {n}.")
-            indices = torch.arange(n)
+        indices = asked_for(n, indices)
+        _whole("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         n = len(indices)
@@ -157,3 +166,32 @@ class DiffRS:
         if bar is not None:
             bar.close()
         return job.result(n)
+
+
+def asked_for(n: int | None, indices: Sequence[int] | Tensor | None) -> Tensor:
+    """(n,) int64: the samples 0 ... n-1, or those of the given indices.
+
+    Raises:
+        ValueError: if there are none, or they are not whole numbers, or `n` says something else.
+    """
+    if indices is None:
+        if not _is_whole(n) or n < 1:  # type: ignore[operator]
+            raise ValueError(f"n must be at least 1, a whole number, got {n!r}.")
+        return torch.arange(n)  # type: ignore[arg-type]
+    found = torch.as_tensor(indices)
+    if found.ndim != 1 or not len(found) or found.is_floating_point() or found.dtype == torch.bool:
+        raise ValueError(
+            f"indices must be whole numbers, at least one, got shape {tuple(found.shape)} of {str(found.dtype)[6:]}."
+        )
+    if n is not None and n != len(found):
+        raise ValueError(f"{len(found)} indices were given for n={n} samples.")
+    return found.to("cpu", torch.int64)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _whole(name: str, value: object) -> None:
+    if not _is_whole(value):
+        raise ValueError(f"{name} must be a whole number, got {value!r}.")
