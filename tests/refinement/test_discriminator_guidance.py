@@ -270,6 +270,16 @@ class Bad(Critic):
             "low < high",
         ),
         (lambda: DiscriminatorGuidance(Gaussian([0.0], 1.0).denoiser(EDM()), Critic_of_two(), 1.0), "shape"),
+        (lambda: weighted(math.nan), "weight must be a finite number or a function of sigma/alpha, got nan"),
+        (lambda: weighted("strong"), "weight must be a finite number or a function .* got 'strong'"),
+        (lambda: weighted(None), "weight must be a finite number or a function .* got None"),
+        (lambda: weighted(1.0, second_weight=math.inf), "second_weight must be a finite number .* got inf"),
+        (lambda: weighted(1.0, boost=math.nan), "boost must be a finite number, got nan"),
+        (lambda: weighted(lambda s: s * math.nan).correction(torch.zeros(2, 1), 0.5), "weight function answered NaN"),
+        (
+            lambda: weighted(lambda s: torch.ones(3)).correction(torch.zeros(2, 1), 0.5),
+            r"one number per row, \(2,\), but this one gave \(3,\)",
+        ),
         (lambda: Flat(EDM()).gradient(torch.zeros(2, 1), 1.0), "no_grad"),
         (lambda: Bad(EDM()).log_ratio(torch.zeros(2, 3), 1.0), "one logit per row"),
         (
@@ -281,6 +291,18 @@ class Bad(Critic):
 def test_wrong_calls_are_refused_with_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def weighted(weight, **options):
+    g = Gaussian([0.0], 1.0)
+    return DiscriminatorGuidance(g.denoiser(EDM()), TruthCritic(g, Gaussian([0.5], 1.0), EDM()), weight, **options)
+
+
+def test_a_weight_function_may_answer_one_number_for_all_rows():
+    x = torch.linspace(-1.0, 1.0, 4, dtype=F64)[:, None]
+    constant, function = weighted(0.5).correction(x, 0.5), weighted(lambda s: 0.5).correction(x, 0.5)
+    assert torch.equal(constant[0], function[0])
+    assert constant[0].abs().min() > 0
 
 
 def Critic_of_two():

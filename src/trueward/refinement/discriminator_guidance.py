@@ -13,7 +13,9 @@ of the paper, the first slope alone is corrected, and twice, which is close to (
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -42,7 +44,7 @@ class DiscriminatorGuidance(Guided):
         boost: multiply the guidance by this where the critic calls the row generated (log ratio < 0).
 
     Raises:
-        ValueError: if the critic is for another shape or number of classes, or the range is empty.
+        ValueError: if the critic is for another shape or number of classes, the range is empty, or a weight is no number.
     """
 
     citation: ClassVar[tuple[str, ...]] = ("kim2023refining",)
@@ -65,6 +67,12 @@ class DiscriminatorGuidance(Guided):
             raise ValueError(f"The critic takes samples of shape {critic.shape}, the model makes {inner.shape}.")
         if critic.num_classes is not None and critic.num_classes != inner.num_classes:
             raise ValueError(f"The critic knows {critic.num_classes} classes, the model {inner.num_classes}.")
+        for name, value in (("weight", weight), ("second_weight", second_weight), ("boost", boost)):
+            if (callable(value) and name != "boost") or (value is None and name == "second_weight"):
+                continue
+            if not isinstance(value, Real) or not math.isfinite(value):
+                kind = "a finite number" if name == "boost" else "a finite number or a function of sigma/alpha"
+                raise ValueError(f"{name} must be {kind}, got {value!r}.")
         self.critic, self.noise_range, self.boost = critic, noise_range, float(boost)
         self.weight, self.second_weight = weight, second_weight
 
@@ -95,7 +103,7 @@ class DiscriminatorGuidance(Guided):
         """(w grad_x l, l) of each row, zero and +inf outside `noise_range`; the critic is asked for the rows inside."""
         times = as_time(t).expand(x_t.shape[0])
         level = torch.exp(-0.5 * self.schedule.log_snr(times))
-        weight = self.weight(level) if callable(self.weight) else torch.full_like(level, self.weight)
+        weight = self._weight(level)
         inside = (level >= self.noise_range[0]) & (level <= self.noise_range[1]) & (weight != 0)
         gradient = torch.zeros_like(x_t)
         logit = torch.full((x_t.shape[0],), float("inf"), dtype=x_t.dtype, device=x_t.device)
@@ -118,6 +126,21 @@ class DiscriminatorGuidance(Guided):
             gradient[rows] = (factor.view((-1,) + (1,) * (x_t.ndim - 1)) * g).to(x_t.dtype)
             logit[rows] = found.to(x_t.dtype)
         return gradient, logit
+
+    def _weight(self, level: Tensor) -> Tensor:
+        """w at sigma / alpha, (batch,) float64."""
+        if not callable(self.weight):
+            return torch.full_like(level, self.weight)
+        weight = torch.as_tensor(self.weight(level), dtype=level.dtype, device=level.device)
+        if weight.shape not in ((), level.shape):
+            raise ValueError(
+                f"A weight function answers one number per row, ({len(level)},), but this one gave {tuple(weight.shape)}."
+            )
+        weight = weight.expand(level.shape)
+        if not bool(weight.isfinite().all()):
+            worst = level[~weight.isfinite()][0].item()
+            raise ValueError(f"The weight function answered NaN or infinity at sigma/alpha={worst:.4g}.")
+        return weight
 
     def answer(self, x_t: Tensor, t: Time, **condition: Any) -> tuple[Posterior, Tensor]:
         """The corrected posterior, and the log ratio of each row as :meth:`correction` gives it."""
