@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -112,6 +113,12 @@ def test_damage_is_named(tmp_path):
     (tmp_path / "critic" / "critic.json").write_text(text.replace('"sigma_data"', '"sigma"'))
     with pytest.raises(ValueError, match="damaged: it has no entry 'sigma_data'"):
         with_critic(model, tmp_path)
+    for entry, value in (("sigma_data", None), ("sigma_data", "x"), ("shape", 5), ("network", None), ("schedule", 3)):
+        damaged = json.dumps({**json.loads(text), entry: value})
+        (tmp_path / "critic" / "critic.json").write_text(damaged)
+        for read in (lambda: with_critic(model, tmp_path), lambda: Discriminator.load(tmp_path / "critic")):
+            with pytest.raises(ValueError, match=r"critic.json is damaged: no critic can be built from it"):
+                read()
     (tmp_path / "critic" / "critic.json").write_text(text.replace("trueward-critic", "something"))
     with pytest.raises(ValueError, match="does not describe a critic that this version reads"):
         with_critic(model, tmp_path)

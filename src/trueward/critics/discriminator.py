@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trueward import records
 from trueward.critics.critic import Critic
+from trueward.critics.description import described_in
 from trueward.loading import read_weights, save_tensors, set_weights
 from trueward.networks import network, network_config
 from trueward.schedules import Schedule, VPLinear
@@ -100,13 +101,14 @@ class Discriminator(Critic):
             or described.get("format") != FORMAT
         ):
             raise ValueError(f"{folder / 'critic.json'} does not describe a critic that this version reads.")
-        critic = cls(
-            network(described["network"]),
-            Schedule.from_config(described["schedule"]),
-            sigma_data=described["sigma_data"],
-            shape=None if described["shape"] is None else tuple(described["shape"]),
-            num_classes=described["num_classes"],
-        )
+        with described_in(folder / "critic.json"):
+            critic = cls(
+                network(described["network"]),
+                Schedule.from_config(described["schedule"]),
+                sigma_data=described["sigma_data"],
+                shape=None if described["shape"] is None else tuple(described["shape"]),
+                num_classes=described["num_classes"],
+            )
         set_weights(critic.network, read_weights(folder / "critic.safetensors"), str(folder / "critic.safetensors"))
         critic.requires_grad_(False).eval()
         critic.record = described  # type: ignore[assignment]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from trueward import records
 from trueward.critics.critic import Critic
+from trueward.critics.description import described_in
 from trueward.critics.features import FeatureHead
 from trueward.loading import read_weights, save_tensors, set_weights
 from trueward.networks import network, network_config
@@ -139,18 +140,19 @@ class ExtractorCritic(Critic):
         described = records.read_json(path) if path.is_file() else None
         if not isinstance(described, dict) or described.get("kind") != KIND or described.get("format") != FORMAT:
             raise ValueError(f"{folder} has no critic on an extractor's features that this version reads.")
-        if extractor is None:
-            if described["extractor"] is None:
-                raise ValueError(f"The extractor of the critic in {folder} is of a foreign class: give extractor=.")
-            extractor = network(described["extractor"])
-        critic = cls(
-            extractor,
-            tuple(described["shape"]),
-            Schedule.from_config(described["schedule"]),
-            head=network(described["network"]),
-            time_scale=described["time_scale"],
-            num_classes=described["num_classes"],
-        )
+        with described_in(path):
+            if extractor is None:
+                if described["extractor"] is None:
+                    raise ValueError(f"The extractor of the critic in {folder} is of a foreign class: give extractor=.")
+                extractor = network(described["extractor"])
+            critic = cls(
+                extractor,
+                tuple(described["shape"]),
+                Schedule.from_config(described["schedule"]),
+                head=network(described["network"]),
+                time_scale=described["time_scale"],
+                num_classes=described["num_classes"],
+            )
         weights = Path(folder) / "critic.safetensors"
         set_weights(critic, read_weights(weights), str(weights))
         critic.requires_grad_(False).eval()

@@ -19,6 +19,7 @@ from typing import Any
 
 from trueward import records
 from trueward.critics.critic import Critic
+from trueward.critics.description import described_in
 from trueward.critics.discriminator import Discriminator
 from trueward.critics.extractor import KIND as EXTRACTOR_KIND
 from trueward.critics.extractor import ExtractorCritic
@@ -110,7 +111,7 @@ def load_critic(folder: str | Path, denoiser: Denoiser | None = None) -> StoredC
         ready = ExtractorCritic.load(place)
         ready.folder = place  # type: ignore[assignment]
         return ready if denoiser is None else ready.to(denoiser.device)
-    try:
+    with described_in(place / "critic.json"):
         head, schedule = network(facts["network"]), Schedule.from_config(facts["schedule"])
         if facts["kind"] == "trueward-critic":
             critic: StoredCritic = Discriminator(
@@ -126,8 +127,6 @@ def load_critic(folder: str | Path, denoiser: Denoiser | None = None) -> StoredC
             critic = FeatureCritic(
                 denoiser, head, num_classes=facts["num_classes"], feature_layer=facts["feature_layer"]
             )
-    except KeyError as error:
-        raise ValueError(f"{place / 'critic.json'} is damaged: it has no entry {error}.") from None
     weights = place / "critic.safetensors"
     set_weights(head, read_weights(weights), str(weights))
     critic.requires_grad_(False).eval()
@@ -151,7 +150,8 @@ def with_critic(denoiser: Denoiser, folder: str | Path | None = None, *, sampler
         raise ValueError("Say where the critic is stored: folder= (the model was not loaded from one).")
     facts = read_facts(folder)
     place = critic_folder(folder)
-    shape = None if facts.get("shape") is None else tuple(facts["shape"])
+    with described_in(place / "critic.json"):
+        shape = None if facts.get("shape") is None else tuple(facts["shape"])
     if shape is not None and denoiser.shape is not None and shape != denoiser.shape:
         raise ValueError(f"The critic in {place} takes samples of shape {shape}, the model makes {denoiser.shape}.")
     for name, found in (("num_classes", facts.get("num_classes")), ("model_classes", facts.get("model_classes"))):
