@@ -247,7 +247,7 @@ CASES = {
     "option of a correction": ("sample {f} --sampler edm+dg:wieght=2 --out {t}/g.npz", "Did you mean 'weight'?"),
     "value of the wrong kind": (
         "sample {f} --sampler edm+diffrs:backsteps=two --out {t}/g.npz",
-        "value of the wrong kind",
+        "backsteps must be a whole number, got 'two'",
     ),
     "correction twice": ("sample {f} --sampler edm+dg+dg --out {t}/g.npz", "names a correction twice"),
 }

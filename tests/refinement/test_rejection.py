@@ -6,6 +6,7 @@ Statistical assertions are at four standard errors or more (false alarm below 1e
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from trueward.critics import TruthCritic
 from trueward.noise import Noise
-from trueward.refinement import Calibration, Constants, DiffRS, SamplerChain, calibrate
+from trueward.refinement import Calibration, Constants, CostlyRejection, DiffRS, SamplerChain, calibrate
 from trueward.samplers import DDIM, Ancestral, EDMHeun, sampler
 from trueward.schedules import EDM, VE, VPLinear
 from trueward.truth import Gaussian, GaussianMixture
@@ -241,6 +242,30 @@ def test_kept_and_total_cost_differ_and_streams_favour_the_quick():
     budget = DiffRS(heun_chain(40.0), STRICT_CONSTANTS, max_nfe=70).sample(3000, batch_size=1000)
     assert budget.nfe.double().mean().item() == pytest.approx(49.6, abs=1.0)
     assert budget.nfe_per_sample == pytest.approx(73.3, abs=3.0)
+
+
+def test_samples_that_are_hardly_ever_finished_are_told_of():
+    # log M = 6 lets exp(-6) of what is as real as its parent pass, on each of three levels
+    strict = Constants(torch.full((4,), 6.0, dtype=F64), torch.zeros(4, dtype=F64))
+    calls = 0
+
+    def enough(seen):
+        nonlocal calls
+        calls += 1
+        if calls > 2000:
+            raise KeyboardInterrupt
+
+    with (
+        pytest.warns(
+            CostlyRejection, match=r"plain sampler takes 3, and 0 samples .* to level [12], 0\.\d+% were"
+        ) as told,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        DiffRS(FourStates(), strict).sample(20, observe=enough)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DiffRS(FourStates(), PERCENTILE_90).sample(50)
 
 
 def test_truncation_by_too_small_a_constant_has_its_exact_law():

@@ -159,7 +159,7 @@ def sample(
 
     Sample number i depends on the seed and i alone: not on the batch size, the number of processes or an interruption.
     """
-    from trueward.cli.notes import notes
+    from trueward.cli.notes import notes, notes_at_once
     from trueward.cli.options import checked_output, load_model
     from trueward.drawing import Drawing, parse_labels
 
@@ -182,10 +182,11 @@ def sample(
     drawing = Drawing(corrected, chosen, seed, labels, guidance)
     chosen.plan(denoiser.schedule)  # what the sampler cannot do on this schedule is told before anything is drawn
     about = {"model": model, "sampler": str(spec), "steps": getattr(chosen, "steps", None)}
-    if single:
-        _one_file(drawing, n, out, batch_size, columns, about)
-    else:
-        _folder(drawing, n, out, batch_size, shard_size, dtype, png, about)
+    with notes_at_once():
+        if single:
+            _one_file(drawing, n, out, batch_size, columns, about)
+        else:
+            _folder(drawing, n, out, batch_size, shard_size, dtype, png, about)
     if report is not None:
         _report(drawing, n, out, report, data, batch_size, about)
 

@@ -14,7 +14,7 @@ from trueward.refinement.cost import Cost
 from trueward.refinement.discriminator_guidance import DiscriminatorGuidance
 from trueward.refinement.mean_shift import MeanShift
 from trueward.refinement.refined_sampler import Drawn, RefinedSampler
-from trueward.refinement.rejection import DiffRS, Refined, Tested
+from trueward.refinement.rejection import CostlyRejection, DiffRS, Refined, Tested
 
 __all__ = [
     "BoostedHeun",
@@ -22,6 +22,7 @@ __all__ = [
     "Chain",
     "Constants",
     "Cost",
+    "CostlyRejection",
     "DiffRS",
     "DiscriminatorGuidance",
     "Drawn",

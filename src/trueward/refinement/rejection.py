@@ -18,6 +18,7 @@ does not depend on the batch size or on its neighbours.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -32,7 +33,13 @@ from trueward.refinement.chain import Chain
 from trueward.refinement.refined import Refined, Tested
 from trueward.refinement.slots import Slots
 
-__all__ = ["DiffRS", "Refined", "Tested"]
+__all__ = ["CostlyRejection", "DiffRS", "Refined", "Tested"]
+
+COSTLY = 50  # times the plain sampler, from where on a caller is told
+
+
+class CostlyRejection(UserWarning):
+    """Samples cost many times what they cost without rejection, and may never be finished."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,9 @@ class DiffRS:
             observe: called with a :class:`Tested` after every round of tests; for reports.
             progress: show a progress bar.
 
+        Warns:
+            CostlyRejection: once, when a sample has come to cost 50 times what the base sampler takes.
+
         Raises:
             ValueError: on wrong arguments, a critic that answers NaN or infinity (with the level), or a prior test that
                 hardly any draw passes.
@@ -154,9 +164,13 @@ class DiffRS:
 
             bar = tqdm(total=n, desc="DiffRS", unit="sample", leave=False)
         job = Slots(self, indices, seed, min(batch_size, n), mode == "stream", condition, observe)
-        finished = 0
+        base = sum(self.chain.cost(i) for i in range(self.chain.steps))
+        finished, told = 0, False
         while finished < n:
             job.advance()
+            if not told and job.nfe_total > COSTLY * base * (job.finished + job.active):
+                told = True
+                warnings.warn(_costly(job, base), CostlyRejection, stacklevel=3)  # 2 is no_grad
             if job.finished > finished:
                 if bar is not None:
                     bar.update(min(job.finished, n) - finished)
@@ -166,6 +180,18 @@ class DiffRS:
         if bar is not None:
             bar.close()
         return job.result(n)
+
+
+def _costly(job: Slots, base: int) -> str:
+    """What to say of a job whose samples are hardly ever finished."""
+    rate = job.accepted[0] / job.tested[0]
+    worst = int(rate.nan_to_num(nan=2.0).argmin())
+    cost = job.nfe_total / (job.finished + job.active)
+    return (
+        f"Rejection has cost {cost:.0f} network evaluations per sample so far, where the plain sampler takes {base}, and "
+        f"{job.finished} samples are finished: of the steps to level {worst}, {float(rate[worst]):.2%} were accepted. The critic "
+        "tells most samples from the data: give a lower percentile, another number of steps, or a better model."
+    )
 
 
 def asked_for(n: int | None, indices: Sequence[int] | Tensor | None) -> Tensor:
