@@ -24,6 +24,7 @@ from trueward.data.dataset import Dataset
 from trueward.data.rows import Quantised
 from trueward.denoisers import Denoiser
 from trueward.drawing import Drawing
+from trueward.fingerprints import model_fingerprint
 from trueward.naming import check_name
 from trueward.networks import MLP, HalfUNet, LogitHead
 from trueward.schedules import Schedule, VPLinear
@@ -231,6 +232,12 @@ def fit_critic(
     """
     if denoiser.shape is not None and data.shape != denoiser.shape:
         raise ValueError(f"The data {data.name!r} have shape {data.shape}, the model makes {denoiser.shape}.")
+    if not isinstance(updates, int) or isinstance(updates, bool) or updates < 1:
+        raise ValueError(f"updates must be a whole number >= 1, got {updates!r}.")
+    if n is not None and generated is not None:
+        raise ValueError(
+            f"n={n} says how many samples to generate, but those of {generated} are to be taken: give one."
+        )
     critic = critic_for(
         denoiser, data, network, conditional=conditional, width=width, blocks=blocks, dropout=dropout,
         feature_layer=feature_layer, seed=seed,
@@ -238,6 +245,7 @@ def fit_critic(
     place = Path(folder) / "critic"
     about: dict[str, Any] = {"data": data.to_config(), **(facts or {})}
     if generated is not None:
+        _warn_of_another_model(generated, denoiser)
         fakes = generated_set(generated, data)
         about["generated"] = {"from": str(generated), "n": len(fakes)}
     else:
@@ -273,6 +281,19 @@ def fit_critic(
         save_critic(critic, folder, denoiser, {**about, "training": record.to_json()})
         (place / "training.part.pt").unlink(missing_ok=True)
     return critic, record, fakes
+
+
+def _warn_of_another_model(generated: str | Path, denoiser: Denoiser) -> None:
+    """Says so if the samples were drawn from other weights: the critic will be stored as one of this model."""
+    if not ShardFolder.is_one(generated):
+        return
+    drawn_from = ShardFolder(Path(generated)).record["config"].get("model")
+    if drawn_from not in (None, model_fingerprint(denoiser)):
+        warnings.warn(
+            f"The samples in {generated} were drawn from another model (other weights): the critic compares the data with "
+            "those, not with this model.",
+            stacklevel=3,
+        )
 
 
 def _warn(real: Dataset, generated: Dataset) -> None:

@@ -84,17 +84,34 @@ def test_an_image_model_gets_a_conditional_critic_on_its_features(run: Run, mode
         assert archive["labels"].tolist() == [k % 10 for k in range(12)]
     refused = run("sample", model, "--critic", tmp_path, "--refine", "dg", "-n", 2, "--out", tmp_path / "h.png")
     assert refused.code == 2
-    assert "knows no 'no class'" in refused.err
+    assert "judges a sample as one of its class: say which to draw, --class all or numbers in 0 ... 9." in refused.err
 
 
 def test_samples_that_are_there_can_be_taken(run: Run, plain: Path, tmp_path: Path) -> None:
-    assert run("sample", plain, "--steps", 2, "-n", 60, "--out", tmp_path / "s").code == 0
+    sampler = "ddim:eta=0.5"
+    assert run("sample", plain, "--sampler", sampler, "--steps", 2, "-n", 60, "--out", tmp_path / "s").code == 0
     out = run("fit-critic", plain, "--out", tmp_path, "--generated", tmp_path / "s", *FIT[4:])
     assert out.code == 0, out.err
     assert "60 generated samples for 1500 real ones" in out.err
     facts = json.loads((tmp_path / "critic/critic.json").read_text())
     assert facts["generated"] == {"from": str(tmp_path / "s"), "n": 60}
     assert not (tmp_path / "critic/generated").exists()
+    # their record says what made them, so that is what will be corrected
+    assert (facts["sampler"], facts["sampler_spec"], facts["steps"]) == (f"{sampler} (2 steps)", sampler, 2)
+    page = (tmp_path / "critic/report.html").read_text()
+    assert f"{sampler} (2 steps)" in page
+    assert "another model" not in out.err
+    drawn = run("sample", plain, "--critic", tmp_path, "--refine", "dg", "-n", 4, "--out", tmp_path / "g.png")
+    assert (drawn.code, drawn.err) == (0, "")
+    assert json.loads((tmp_path / "g.json").read_text())["sampler"] == "ddim+dg:eta=0.5"
+    record = json.loads((tmp_path / "s/sampling.json").read_text())
+    record["config"]["model"] = "0123456789abcdef"
+    record["sampler"] = "edm+dg:weight=2"
+    (tmp_path / "s/sampling.json").write_text(json.dumps(record))
+    other = run("fit-critic", plain, "--out", tmp_path / "o", "--generated", tmp_path / "s", *FIT[4:])
+    assert "were drawn from another model (other weights)" in other.err
+    facts = json.loads((tmp_path / "o/critic/critic.json").read_text())
+    assert (facts["sampler"], facts["sampler_spec"]) == ("edm+dg (2 steps)", "edm")
 
 
 def test_refined_shards_are_those_of_one_file_and_are_told_at_their_cost(
@@ -219,7 +236,14 @@ CASES = {
     "network for images": ("fit-critic {f} --out {t} --network half-unet", "half-unet takes images"),
     "classes that are not there": ("fit-critic {f} --out {t} --conditional", "needs classes, but the model knows none"),
     "critic of refined samples": ("fit-critic {f} --out {t} --sampler edm+dg", "the plain sampler, edm"),
-    "no updates": ("fit-critic {f} --out {t} -n 20 --steps 2 --updates 0", "steps must be a whole number >= 1, got 0"),
+    "no updates": (
+        "fit-critic {f} --out {t} -n 20 --steps 2 --updates 0",
+        "updates must be a whole number >= 1, got 0",
+    ),
+    "both kinds of samples": (
+        "fit-critic {f} --out {t} --generated {f} -n 20",
+        "n=20 says how many samples to generate, but those of",
+    ),
     "nothing generated": ("fit-critic {f} --out {t} --generated {t}/nothing.npz", "do not exist"),
     "unknown refinement": ("sample {f} --refine dgg --out {t}/g.npz", "Unknown refinement 'dgg'. Did you mean 'dg'?"),
     "no critic": ("sample {p} --refine dg --out {t}/g.png", "has no critic: train one with `trueward fit-critic`"),

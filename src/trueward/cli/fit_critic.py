@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -206,6 +206,8 @@ def fit_critic(
     classes = "all" if conditional and classes is None and denoiser.num_classes is not None else classes
     drawing = Drawing(corrected, chosen, seed, parse_labels(classes, denoiser.num_classes), guidance)
     facts = {"sampler": spec.described(chosen, guidance), "sampler_spec": str(spec), "steps": chosen.steps}  # type: ignore[arg-type]
+    if generated is not None:
+        facts = _made_by(generated)
     first = processes.launched()[0] == 0
     with (
         notes(),
@@ -231,7 +233,7 @@ def fit_critic(
             patience=patience,
             seed=seed,
             sample_batch=sample_batch,
-            facts={"model_name": model, **(facts if generated is None else {})},
+            facts={"model_name": model, **facts},
             progress=_watched(),
             on_sample=on_sample,
         )
@@ -248,6 +250,23 @@ def fit_critic(
     typer.echo(
         f"Next: trueward sample {model}{'' if out is None else f' --critic {out}'} --refine diffrs --out grid.png"
     )
+
+
+def _made_by(generated: Path) -> dict[str, Any]:
+    """What a folder of shards says of the sampler that made it; nothing for a file."""
+    from trueward.sampler_specs import SamplerSpec
+    from trueward.shards import ShardFolder
+
+    record = ShardFolder(generated).record if ShardFolder.is_one(generated) else {}
+    text, steps = record.get("sampler"), record.get("steps")
+    if not isinstance(text, str) or not isinstance(steps, int):
+        return {}
+    spec = SamplerSpec.parse(text)
+    plain = SamplerSpec(spec.name, {name: value for name, value in spec.divided()[0].items() if name != "steps"})
+    corrected = "+".join((str(plain), *spec.corrections))
+    scale = record["config"].get("guidance")
+    ending = "" if scale in (None, 1.0) else f", guidance {scale:g}"
+    return {"sampler": f"{corrected} ({steps} steps{ending})", "sampler_spec": str(plain), "steps": steps}
 
 
 def _watched() -> bool:

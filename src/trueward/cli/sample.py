@@ -179,6 +179,7 @@ def sample(
     labels = parse_labels(classes, denoiser.num_classes)
     with notes():
         corrected, chosen = spec.assemble(denoiser, steps, nfe, critic=critic, labels=labels, guidance=guidance)
+    _check_classes(chosen, labels)
     drawing = Drawing(corrected, chosen, seed, labels, guidance)
     chosen.plan(denoiser.schedule)  # what the sampler cannot do on this schedule is told before anything is drawn
     about = {"model": model, "sampler": str(spec), "steps": getattr(chosen, "steps", None)}
@@ -189,6 +190,17 @@ def sample(
             _folder(drawing, n, out, batch_size, shard_size, dtype, png, about)
     if report is not None:
         _report(drawing, n, out, report, data, batch_size, about)
+
+
+def _check_classes(chosen: object, labels: Sequence[int] | None) -> None:
+    """A critic that judges by class has to be told which."""
+    from trueward.refinement import RefinedSampler
+
+    if isinstance(chosen, RefinedSampler) and labels is None and chosen.critic.num_classes is not None:
+        raise ValueError(
+            f"The critic judges a sample as one of its class: say which to draw, --class all or numbers in 0 ... "
+            f"{chosen.critic.num_classes - 1}."
+        )
 
 
 def _spec(
