@@ -164,16 +164,18 @@ def _reliability(c: Calibration) -> str:
         rows = [(p, o) for p, o, n in zip(c.predicted[k], c.observed[k], c.count[k]) if n >= 20]
         series = [Series("perfect", [0.0, 1.0], [0.0, 1.0], colour=7)]
         if rows:
-            series.insert(0, Series("this critic", [p for p, _ in rows], [o for _, o in rows], colour=0))
+            series.append(Series("this critic", [p for p, _ in rows], [o for _, o in rows], colour=0))  # above
         chart = line_chart(
             series, "predicted probability of being real", "share that was real", log_x=False, log_y=False,
             y_bounds=(-0.02, 1.02), x_ticks=[0, 0.25, 0.5, 0.75, 1],
         )  # fmt: skip
         cards.append(_card(f"sigma/alpha near {number(c.levels[k])}", f"{sum(c.count[k])} samples", chart))
+    names = ((0, "this critic"), (7, "honest"))
+    legend = "".join(f"<li>{legend_mark(colour)}<span>{name}</span></li>" for colour, name in names)
     return (
         '<section><h2>Are its probabilities honest?</h2><p class="note">On the diagonal, of the samples it gives 70 % to be real, '
         "70 % are. Steps with fewer than 20 samples are left out.</p>"
-        f'<div class="cards">{"".join(cards)}</div></section>'
+        f'<ul class="legend">{legend}</ul><div class="cards">{"".join(cards)}</div></section>'
     )
 
 

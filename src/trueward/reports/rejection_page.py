@@ -99,12 +99,13 @@ def _finding(account: Account, base: int) -> str:
     cost = account.cost
     tested = int(np.array(cost.tested[0]).sum())
     share = 1.0 - np.array(cost.accepted[0]).sum() / max(1, tested)
-    extra = cost.nfe_per_sample / base - 1.0 if base else math.nan
+    ratio = cost.nfe_per_sample / base if base else math.nan
+    compared = f"{ratio:.3g} times" if ratio >= 2.0 else f"{ratio - 1.0:+.0%} over"
     untouched = float((account.nfe_kept == base).double().mean()) if base else math.nan
     tiles = [
         (
             f"{cost.nfe_per_sample:.4g}",
-            f"network evaluations per sample, {extra:+.0%} over the {base} of the plain sampler",
+            f"network evaluations per sample, {compared} the {base} of the plain sampler",
         ),
         (f"{cost.critic_per_sample:.4g}", "judgements of the critic per sample"),
         (f"{share:.1%}", "of all steps were rejected"),
