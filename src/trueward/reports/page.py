@@ -68,6 +68,7 @@ svg .floor{{stroke:var(--soft);stroke-width:1.4;stroke-dasharray:5 4}}
 svg .floor-label{{font-size:12px}}
 svg.scatter{{display:block;width:100%;max-width:180px;border:1px solid var(--line);border-radius:6px;background:var(--card)}}
 svg.scatter path{{stroke:var(--strong);stroke-width:2;stroke-linecap:round;opacity:.55;fill:none}}
+svg.curves path{{stroke-width:1;opacity:.9;stroke-linejoin:round}}
 {"".join(f".series-{k}{{color:var(--series-{k})}}" for k in range(8))}
 .pictures{{display:grid;gap:14px 16px;align-items:start;--tile:118px;--names:140px}}
 .pictures figure{{margin:0}}

@@ -1,4 +1,4 @@
-"""Samples as pictures inside a page: images as PNG data URIs, points of the plane as inline SVG."""
+"""Samples as pictures inside a page: images as PNG data URIs, points of the plane and signals as inline SVG."""
 
 from __future__ import annotations
 
@@ -52,3 +52,33 @@ def scatter(points: Shaped[np.ndarray, "n 2"], limits: tuple[float, float, float
     inside = (x >= 0) & (x <= size) & (y >= 0) & (y <= size)
     dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x[inside], y[inside]))
     return f'<svg class="scatter" viewBox="0 0 {size} {size}" role="img" aria-label="{int(inside.sum())} samples"><path d="{dots}"/></svg>'
+
+
+def curves(
+    signals: Shaped[np.ndarray, "n channels length"], limits: tuple[float, float], columns: int = 4, size: int = 180
+) -> str:
+    """Signals as an SVG element: one small field for each, its channels as curves over each other.
+
+    Args:
+        signals: (n, channels, length) with a length of at least 2.
+        limits: (low, high) of every field; curves are cut there.
+        columns: fields in a row.
+        size: width in pixels; the height follows from the number of rows.
+    """
+    n, _, length = signals.shape
+    low, high = limits
+    field = size / columns
+    rows = -(-n // columns)
+    inner, margin = 0.86 * field, 0.07 * field
+    height = (1.0 - (np.clip(signals, low, high) - low) / (high - low)) * inner
+    across = np.linspace(0.0, inner, length)
+    paths = []
+    for k in range(n):
+        left, top = (k % columns) * field + margin, (k // columns) * field + margin
+        for channel in height[k]:
+            points = "L".join(f"{left + a:.1f} {top + b:.1f}" for a, b in zip(across, channel))
+            paths.append(f"M{points}")
+    return (
+        f'<svg class="scatter curves" viewBox="0 0 {size} {rows * field:.0f}" role="img" aria-label="{n} signals">'
+        f'<path d="{"".join(paths)}"/></svg>'
+    )

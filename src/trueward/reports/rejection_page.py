@@ -70,7 +70,7 @@ def write_report(
         path: the HTML file.
         drawing: what was drawn; its sampler is a :class:`~trueward.refinement.RefinedSampler` with rejection.
         account: what it cost, see :func:`account_of`.
-        real: real samples to compare the log ratios with.
+        real: real samples to compare the log ratios with; without them the page shows those of the samples alone.
         about: what the page says about the model and the sampler.
     """
     sampler = drawing.sampler
@@ -79,7 +79,7 @@ def write_report(
     witness = watch(drawing, min(WITNESSES, len(account.nfe_kept)), batch_size)
     levels = sampler.chain(drawing.model).noise_levels
     constants = sampler.rule(drawing.model).constants
-    ratios = [] if real is None else _ratios(sampler, witness, real, levels)
+    ratios = _ratios(sampler, witness, real, levels)
     base = sampler.inner.nfe(drawing.denoiser.schedule) or 0
     name = str((about or {}).get("model", "model"))
     title = f"{name}: what rejection did"
@@ -205,14 +205,14 @@ def _pictures(witness: Witness, levels: list[float], data_range: tuple[float, fl
 
 
 def _ratios(
-    sampler: RefinedSampler, witness: Witness, real: Dataset, levels: list[float]
+    sampler: RefinedSampler, witness: Witness, real: Dataset | None, levels: list[float]
 ) -> list[tuple[float, dict[str, Tensor]]]:
     """(log level, log ratios by set) at three levels where there is something to see."""
     conditional = sampler.critic.num_classes is not None and witness.labels is not None
     labels = witness.labels if conditional else None
-    sets: dict[str, Any] = {"real": real}
+    sets: dict[str, Any] = {} if real is None else {"real": real}
     for name, x in (("plain sampler", witness.plain), ("refined", witness.x)):
-        sets[name] = Dataset(x.float(), labels, num_classes=real.num_classes if conditional else None)
+        sets[name] = Dataset(x.float(), labels, num_classes=sampler.critic.num_classes if conditional else None)
     noisy = [level for level in levels if level > 0]
     low, high = math.log(max(min(noisy), 0.02)), math.log(min(max(noisy), 3.0))
     shown = [low + (high - low) * k / 2 for k in range(3)]
@@ -221,21 +221,21 @@ def _ratios(
 
 
 def _histograms(ratios: list[tuple[float, dict[str, Tensor]]]) -> str:
-    if not ratios:
-        return ""
     names = list(ratios[0][1])
+    colours = {"real": 0, "plain sampler": 1, "refined": 2}
     cards = []
     for level, found in ratios:
-        samples = [Sample(name, found[name].numpy(), k) for k, name in enumerate(names)]
+        samples = [Sample(name, found[name].numpy(), colours[name]) for name in names]
         chart = histogram(samples, "log ratio, real over generated", line=0.0)
         means = ", ".join(f"{name} {number(float(found[name].mean()))}" for name in names)
         cards.append(
             f'<div class="card"><h3>sigma/alpha = {number(math.exp(level))}</h3>{chart}<p class="note">means: {escape(means)}</p></div>'
         )
-    legend = "".join(f"<li>{legend_mark(k)}<span>{name}</span></li>" for k, name in enumerate(names))
+    legend = "".join(f"<li>{legend_mark(colours[name])}<span>{name}</span></li>" for name in names)
+    missing = "" if "real" in names else " There were no real samples to show beside them: name some with --data."
     return (
         '<section><h2>What the critic says of the results</h2><p class="note">Finished samples, noised to three levels. Rejection '
-        "should move the samples of the plain sampler towards the real ones; it is judged by its own judge here.</p>"
+        f"should move the samples of the plain sampler towards the real ones; it is judged by its own judge here.{missing}</p>"
         f'<ul class="legend">{legend}</ul><div class="cards">{"".join(cards)}</div></section>'
     )
 

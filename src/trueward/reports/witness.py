@@ -102,7 +102,7 @@ def figure(
     """(how many there were, a picture of some) as HTML; None for samples of which there is no picture."""
     from html import escape
 
-    from trueward.reports.pictures import data_uri, scatter, tiles
+    from trueward.reports.pictures import curves, data_uri, scatter, tiles
 
     if (level, passed) not in witness.seen:
         return None
@@ -121,4 +121,10 @@ def figure(
         middle, half = (low + high) / 2, 0.65 * max(float((high - low).max()), 1e-6)
         limits = (middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half)
         return count, scatter(x.double().numpy(), limits)
+    if x.ndim in (2, 3) and x.shape[-1] > 1 and x.numel() <= 4096 * len(x):
+        known = torch.cat([witness.x, witness.plain]).double()
+        low, high = (float(torch.quantile(known.flatten()[:1_000_000], q)) for q in (0.001, 0.999))
+        room = 0.05 * (high - low) or 1.0
+        signals = x.double().reshape(len(x), -1, x.shape[-1]).numpy()
+        return count, curves(signals, (low - room, high + room), columns=math.ceil(math.sqrt(SHOWN)))
     return None
