@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,7 @@ def test_a_class_that_was_never_generated_is_named():
         ({"steps": 0}, "steps must be a whole number >= 1, got 0"),
         ({"lr": 0.0}, "lr must be a positive number"),
         ({"batch_size": 7}, "must be even"),
+        ({"batch_size": "many"}, "batch_size must be a whole number >= 2, got 'many'"),
         ({"held_out": 1.0}, "held_out must lie between 0 and 1"),
     ],
 )
@@ -168,3 +170,66 @@ def test_two_processes_train_the_critic_of_one(tmp_path: Path):
         assert torch.allclose(found[0]["weights"][name], value, atol=2e-5)
     for mine, theirs in zip(record.history, found[0]["history"], strict=True):
         assert theirs == pytest.approx(mine, abs=1e-5)
+
+
+class Sigmoid(torch.nn.Module):
+    """A network that ends where a logit should not."""
+
+    def __init__(self, last: torch.nn.Module) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.SiLU(), torch.nn.Linear(16, 1), last)
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return self.layers(torch.cat([x, label[:, None]], dim=1))
+
+
+def test_a_network_that_ends_in_a_sigmoid_is_noticed():
+    real, fake = sets()
+    with pytest.warns(UserWarning, match="leave out a sigmoid at the end of its network"):
+        train_critic(Discriminator(Sigmoid(torch.nn.Sigmoid()), EDM()), real, fake, **OPTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_critic(Discriminator(Sigmoid(torch.nn.Identity()), EDM()), real, fake, **OPTIONS)
+        train_critic(fresh(), real, real.clone(), **{**OPTIONS, "steps": 1})  # sees nothing
+
+
+def test_arrays_train_the_critic_that_tensors_train():
+    real, fake = sets()
+    records = [train_critic(fresh(), *both, **OPTIONS) for both in ((real, fake), (real.numpy(), fake.numpy()))]
+    assert records[0].history == records[1].history
+
+
+def conditional() -> Discriminator:
+    return Discriminator(LogitHead(MLP(2, width=16, depth=1, num_classes=3)), EDM(), num_classes=3)
+
+
+LABELS = torch.arange(400) % 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda r, f: train_critic(fresh(), (r * 9).to(torch.uint8), f),
+            "real samples must be floating-point .* uint8",
+        ),
+        (
+            lambda r, f: train_critic(conditional(), r, f, real_labels=LABELS.float(), generated_labels=LABELS),
+            r"real_labels must be whole numbers, one per sample, got shape \(400,\) of float32",
+        ),
+        (
+            lambda r, f: train_critic(
+                conditional(), r, f, real_labels=LABELS, generated_labels=torch.nn.functional.one_hot(LABELS)
+            ),
+            r"generated_labels must be whole numbers, one per sample, got shape \(400, 3\)",
+        ),
+        (
+            lambda r, f: conditional().log_ratio(r[:2], 0.5, class_labels=torch.tensor([-1, 0])),
+            "class_labels must lie in 0 ... 2",
+        ),
+        (lambda r, f: train_critic(fresh().requires_grad_(False), r, f), r"critic.requires_grad_\(\) frees all of it"),
+    ],
+)
+def test_wrong_samples_and_labels_are_refused_with_a_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*sets())

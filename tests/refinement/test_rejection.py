@@ -374,6 +374,19 @@ def test_backsteps_never_climb_past_the_prior():
     assert r.moves[1:6, 0].sum() > 0
 
 
+def test_probabilities_in_place_of_logits_are_noticed():
+    class Probabilities(FourStates):
+        def log_ratio(self, x, level, condition):
+            return torch.sigmoid(super().log_ratio(x, level, condition))
+
+    with pytest.warns(UserWarning, match="seems to give probabilities, where logits are wanted"):
+        calibrate(Probabilities(), 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibrate(FourStates(), 200)
+        calibrate(FourStates(scale=0.0), 200)  # sees nothing, and rightly says 0
+
+
 def test_calibrations_are_stored_with_what_they_belong_to(tmp_path):
     chain = heun_chain()
     c = calibrate(chain, 50, batch_size=25)

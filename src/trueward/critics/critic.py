@@ -129,7 +129,7 @@ class Critic(nn.Module):
         labels = condition.get("class_labels")
         if labels is None:
             raise ValueError("This critic is class-conditional: give class_labels.")
-        if bool((labels >= self.num_classes).any()):
+        if bool(((labels < 0) | (labels >= self.num_classes)).any()):
             raise ValueError(
                 f"This critic is class-conditional and knows no 'no class': class_labels must lie in 0 ... "
                 f"{self.num_classes - 1}."

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,7 +56,14 @@ def as_examples(name: str, x: Any, labels: Tensor | None, critic: Critic) -> Any
     Raises:
         ValueError: NaN, another shape than the critic's, labels missing, of another length or out of range.
     """
+    x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+    labels = torch.as_tensor(labels) if isinstance(labels, np.ndarray | list | tuple) else labels
     if isinstance(x, Tensor):
+        if not x.is_floating_point():
+            raise ValueError(
+                f"The {name} samples must be floating-point numbers in data units, got {str(x.dtype)[6:]}: bring them to "
+                "the range of the model, or give a data set."
+            )
         if not bool(x.isfinite().all()):
             raise ValueError(f"The {name} samples hold NaN or infinity.")
         x = Held(x, labels)
@@ -68,6 +76,10 @@ def as_examples(name: str, x: Any, labels: Tensor | None, critic: Critic) -> Any
     if critic.shape is not None and shape != tuple(critic.shape):
         raise ValueError(f"The {name} samples have shape {shape}, the critic takes {tuple(critic.shape)}.")
     found = labels_of(x)
+    if found is not None and (found.ndim != 1 or found.is_floating_point()):
+        raise ValueError(
+            f"{name}_labels must be whole numbers, one per sample, got shape {tuple(found.shape)} of {str(found.dtype)[6:]}."
+        )
     if critic.num_classes is not None:
         if found is None:
             raise ValueError(f"This critic is class-conditional: give {name}_labels.")

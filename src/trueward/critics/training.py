@@ -12,6 +12,7 @@ rounding of the sums, whatever the number of processes.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +95,8 @@ def train_critic(
     Raises:
         ValueError: on shapes that differ, NaN, labels missing, too few samples, or a loss that is no number.
     """
-    for name, value, least in (("steps", steps, 1), ("evaluate_every", evaluate_every, 1), ("patience", patience, 1)):
+    whole = {"steps": (steps, 1), "evaluate_every": (evaluate_every, 1), "patience": (patience, 1)}
+    for name, (value, least) in (whole | {"batch_size": (batch_size, 2)}).items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
     if not (math.isfinite(lr) and lr > 0):
@@ -105,7 +107,10 @@ def train_critic(
     rank, _ = processes.here()
     parameters = [p for p in critic.parameters() if p.requires_grad]
     if not parameters:
-        raise ValueError("The critic has no parameter that requires gradients, so there is nothing to train.")
+        raise ValueError(
+            "The critic has no parameter that requires gradients, so there is nothing to train; one that was trained before "
+            "is frozen, critic.requires_grad_() frees all of it."
+        )
     settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
     settings |= {"evaluate_every": evaluate_every, "patience": patience, "seed": seed}
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
@@ -145,10 +150,26 @@ def train_critic(
                 callback(step, trained, state.history[-1]["held_out"])
     critic.load_state_dict(state.kept)
     critic.requires_grad_(False).eval()
+    found = held()
+    _warn_of_probabilities(found)
     return CriticRecord(
         state.step, state.best_step, len(train_real) + len(held_real), len(train_generated) + len(held_generated),
-        held_out, state.history, held(), settings,
+        held_out, state.history, found, settings,
     )  # fmt: skip
+
+
+def _warn_of_probabilities(found: Calibration) -> None:
+    """A critic whose every answer, for real and generated alike, lies in [0, 1] gives probabilities instead of logits.
+
+    Logits in [0, 1] are probabilities in the sixth to eighth tenth; a critic that sees nothing stays in the sixth.
+    """
+    by_tenth = [sum(row[k] for row in found.count) for k in range(10)]
+    if not any(by_tenth[:5] + by_tenth[8:]) and by_tenth[6] + by_tenth[7]:
+        warnings.warn(
+            "All answers of the critic on held-out samples lie between 0 and 1: it seems to give probabilities, where "
+            "logits are wanted; leave out a sigmoid at the end of its network.",
+            stacklevel=4,
+        )
 
 
 def _update(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -128,6 +129,9 @@ def calibrate(
         condition: tensors with one entry per warm-up sample, or a function of the rows' :class:`Noise`.
         progress: show a progress bar.
 
+    Warns:
+        UserWarning: if the critic seems to answer probabilities instead of logits.
+
     Raises:
         ValueError: if the critic answers NaN or infinity, with the level.
     """
@@ -157,6 +161,12 @@ def calibrate(
             if i > 0:
                 x = chain.step(x, level + i - 1, noise, level + i, own)
             logits[rows, i] = checked(chain.log_ratio(x, level + i, own), i)
+    if logits.min() >= 0.0 and logits.max() <= 1.0 and logits[:, 0].mean() > 0.1:  # of a log ratio, E[exp(l)] is 1
+        warnings.warn(
+            "All log ratios of the calibration lie between 0 and 1: the critic seems to give probabilities, where logits are "
+            "wanted.",
+            stacklevel=3,  # 2 is no_grad
+        )
     return Calibration(logits, chain.fingerprint)
 
 
