@@ -147,6 +147,19 @@ def test_it_is_found_beside_the_model_it_was_trained_for(tmp_path):
         with_critic(pair, tmp_path)
 
 
+def test_an_extractor_of_a_foreign_class_is_handed_in_beside_its_model_too(tmp_path):
+    model = Gaussian([0.0], 1.0).denoiser(EDM())
+    critic = ExtractorCritic(Foreign(8), (1,), width=16)
+    critic.extractor.slope.data.normal_()
+    critic.head.out[-1].weight.data.normal_()
+    save_critic(critic, tmp_path, model)
+    with pytest.raises(ValueError, match="foreign class: give extractor="):
+        with_critic(model, tmp_path)
+    found = with_critic(model, tmp_path, extractor=Foreign(8))
+    x = torch.randn(4, 1)
+    assert torch.equal(critic.eval().log_ratio(x, 0.7), found.log_ratio(x, 0.7))
+
+
 class Pair(nn.Module):
     def forward(self, x, time):
         return x, x

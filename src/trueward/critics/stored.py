@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from trueward import records
 from trueward.critics.critic import Critic
 from trueward.critics.description import described_in
@@ -96,19 +98,22 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     return facts
 
 
-def load_critic(folder: str | Path, denoiser: Denoiser | None = None) -> StoredCritic:
+def load_critic(
+    folder: str | Path, denoiser: Denoiser | None = None, *, extractor: nn.Module | None = None
+) -> StoredCritic:
     """The critic in a folder as it is, without asking whether it fits; its description is the attribute ``record``.
 
     Args:
         folder: of the critic or of its model.
         denoiser: the model, which a critic on its features needs.
+        extractor: for a critic on an extractor whose class is not registered: a module of that class.
 
     Raises:
         ValueError: if there is none, or it is damaged, or the model is needed and not given.
     """
     facts, place = read_facts(folder), critic_folder(folder)
     if facts["kind"] == EXTRACTOR_KIND:
-        ready = ExtractorCritic.load(place)
+        ready = ExtractorCritic.load(place, extractor)
         ready.folder = place  # type: ignore[assignment]
         return ready if denoiser is None else ready.to(denoiser.device)
     with described_in(place / "critic.json"):
@@ -134,13 +139,20 @@ def load_critic(folder: str | Path, denoiser: Denoiser | None = None) -> StoredC
     return critic if denoiser is None else critic.to(denoiser.device)
 
 
-def with_critic(denoiser: Denoiser, folder: str | Path | None = None, *, sampler: str | None = None) -> StoredCritic:
+def with_critic(
+    denoiser: Denoiser,
+    folder: str | Path | None = None,
+    *,
+    sampler: str | None = None,
+    extractor: nn.Module | None = None,
+) -> StoredCritic:
     """The critic that was trained for a model and stored beside it, on the model's device.
 
     Args:
         denoiser: the model, as it was when the critic was trained.
         folder: of the critic or the model; default: where the model was loaded from.
         sampler: the sampler that is to be corrected, as text; another one than the critic's is warned of.
+        extractor: see :func:`load_critic`.
 
     Raises:
         ValueError: no folder, no critic there, or one of another model, schedule, shape or number of classes.
@@ -168,7 +180,7 @@ def with_critic(denoiser: Denoiser, folder: str | Path | None = None, *, sampler
             f"The critic in {place} was trained for another model (other weights); train it again with "
             "`trueward fit-critic`."
         )
-    critic = load_critic(folder, denoiser)
+    critic = load_critic(folder, denoiser, extractor=extractor)
     if sampler is not None:
         warn_of_another_sampler(critic, sampler)
     return critic
