@@ -22,6 +22,20 @@ def weights_fingerprint(title: str, weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def measured_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    """What was measured of a model and goes into its answers beside the weights: the tables of its covariance, by name.
+
+    Every denoiser around the model may have some, as its property ``measured``.
+    """
+    found: dict[str, Tensor] = {}
+    current: object = denoiser
+    while current is not None:
+        found |= getattr(current, "measured", {})
+        current = getattr(current, "inner", None)
+    return found
+
+
 def model_fingerprint(denoiser: Denoiser) -> str:
-    """A short hash of a model's weights and schedule: two models with the same hash draw the same samples."""
-    return weights_fingerprint(f"{type(denoiser).__name__} {denoiser.schedule.fingerprint}", denoiser.state_dict())
+    """A short hash of a model's weights, tables and schedule: two models with the same hash draw the same samples."""
+    title = f"{type(denoiser).__name__} {denoiser.schedule.fingerprint}"
+    return weights_fingerprint(title, {**denoiser.state_dict(), **measured_of(denoiser)})

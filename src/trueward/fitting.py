@@ -24,7 +24,6 @@ from trueward.data.dataset import Dataset
 from trueward.data.rows import Quantised
 from trueward.denoisers import Denoiser
 from trueward.drawing import Drawing
-from trueward.fingerprints import model_fingerprint
 from trueward.naming import check_name
 from trueward.networks import MLP, HalfUNet, LogitHead
 from trueward.schedules import Schedule, VPLinear
@@ -245,7 +244,6 @@ def fit_critic(
     place = Path(folder) / "critic"
     about: dict[str, Any] = {"data": data.to_config(), **(facts or {})}
     if generated is not None:
-        _warn_of_another_model(generated, denoiser)
         fakes = generated_set(generated, data)
         about["generated"] = {"from": str(generated), "n": len(fakes)}
     else:
@@ -281,19 +279,6 @@ def fit_critic(
         save_critic(critic, folder, denoiser, {**about, "training": record.to_json()})
         (place / "training.part.pt").unlink(missing_ok=True)
     return critic, record, fakes
-
-
-def _warn_of_another_model(generated: str | Path, denoiser: Denoiser) -> None:
-    """Says so if the samples were drawn from other weights: the critic will be stored as one of this model."""
-    if not ShardFolder.is_one(generated):
-        return
-    drawn_from = ShardFolder(Path(generated)).record["config"].get("model")
-    if drawn_from not in (None, model_fingerprint(denoiser)):
-        warnings.warn(
-            f"The samples in {generated} were drawn from another model (other weights): the critic compares the data with "
-            "those, not with this model.",
-            stacklevel=3,
-        )
 
 
 def _warn(real: Dataset, generated: Dataset) -> None:

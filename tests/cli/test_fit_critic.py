@@ -109,7 +109,7 @@ def test_samples_that_are_there_can_be_taken(run: Run, plain: Path, tmp_path: Pa
     record["sampler"] = "edm+dg:weight=2"
     (tmp_path / "s/sampling.json").write_text(json.dumps(record))
     other = run("fit-critic", plain, "--out", tmp_path / "o", "--generated", tmp_path / "s", *FIT[4:])
-    assert "were drawn from another model (other weights)" in other.err
+    assert "were drawn from another model (other weights or covariance)" in other.err
     facts = json.loads((tmp_path / "o/critic/critic.json").read_text())
     assert (facts["sampler"], facts["sampler_spec"]) == ("edm+dg (2 steps)", "edm")
 

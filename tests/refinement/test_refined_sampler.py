@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from trueward.covariance import AnalyticCovariance, GammaTable
 from trueward.critics import Critic, Discriminator, TruthCritic
 from trueward.denoisers import ClassifierFreeGuidance, Denoiser, Posterior
 from trueward.drawing import Drawing
@@ -126,6 +128,23 @@ def test_constants_are_measured_once_and_serve_every_percentile(tmp_path: Path, 
         assert changed.key(model()) != own.key(model())
     with pytest.raises(AssertionError, match="measured again"):
         refined(folder=tmp_path, guidance={}).calibration(model())
+
+
+def test_constants_belong_to_the_covariance_they_were_measured_with():
+    def table(gamma: float) -> GammaTable:
+        times = np.array([0.002, 1.0, 80.0])
+        columns = {name: np.full(3, 0.1) for name in ("residual", "gamma_error", "residual_error", "count")}
+        return GammaTable(SCHEDULE, times, np.full(3, gamma), **columns)
+
+    own = RefinedSampler(Ancestral(steps=9, variance="analytic"), critic(), rejection={"warm_up": 20})
+    models = [AnalyticCovariance(model(), table(gamma)) for gamma in (0.3, 0.3, 0.6)]
+    first, again, other = (own.key(m) for m in models)
+    assert first == again != other
+    drawings = [Drawing(m, own).identity() for m in models]
+    assert drawings[0] == drawings[1]
+    assert drawings[0]["model"] != drawings[2]["model"]
+    # also where the sampler finds the covariance beside the model by itself
+    assert len({RefinedSampler(own.inner, own.critic, guidance={}, rejection={}).key(m) for m in models}) == 2
 
 
 def test_a_calibration_of_another_chain_is_refused(tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from trueward.cli.options import Device, Model
 if TYPE_CHECKING:
     from trueward.cli.progress import Advance
     from trueward.critics import Calibration
+    from trueward.denoisers import Denoiser
     from trueward.shards import Progress
 
 _EPILOG = """[bold]Examples[/]
@@ -207,7 +210,8 @@ def fit_critic(
     drawing = Drawing(corrected, chosen, seed, parse_labels(classes, denoiser.num_classes), guidance)
     facts = {"sampler": spec.described(chosen, guidance), "sampler_spec": str(spec), "steps": chosen.steps}  # type: ignore[arg-type]
     if generated is not None:
-        facts = _made_by(generated)
+        with notes():
+            facts = _made_by(generated, denoiser)
     first = processes.launched()[0] == 0
     with (
         notes(),
@@ -252,8 +256,9 @@ def fit_critic(
     )
 
 
-def _made_by(generated: Path) -> dict[str, Any]:
-    """What a folder of shards says of the sampler that made it; nothing for a file."""
+def _made_by(generated: Path, denoiser: Denoiser) -> dict[str, Any]:
+    """What a folder of shards says of the sampler that made it; nothing for a file. Warns if it sampled another model."""
+    from trueward.fingerprints import model_fingerprint
     from trueward.sampler_specs import SamplerSpec
     from trueward.shards import ShardFolder
 
@@ -263,6 +268,14 @@ def _made_by(generated: Path) -> dict[str, Any]:
         return {}
     spec = SamplerSpec.parse(text)
     plain = SamplerSpec(spec.name, {name: value for name, value in spec.divided()[0].items() if name != "steps"})
+    with contextlib.suppress(ValueError):  # a covariance that is no longer there: nothing to compare with
+        model, _ = plain.assemble(denoiser, steps)
+        if record["config"].get("model") not in (None, model_fingerprint(denoiser), model_fingerprint(model)):
+            warnings.warn(
+                f"The samples in {generated} were drawn from another model (other weights or covariance): the critic compares "
+                "the data with those, not with this model.",
+                stacklevel=2,
+            )
     corrected = "+".join((str(plain), *spec.corrections))
     scale = record["config"].get("guidance")
     ending = "" if scale in (None, 1.0) else f", guidance {scale:g}"

@@ -225,6 +225,12 @@ class AnalyticCovariance(Guided):
         self.table, self.covariance_kind = table, check_name("covariance", kind, SCALAR_KINDS)
         self.bounds: Range = inner.data_range if isinstance(data_range, str) else data_range
 
+    @property
+    def measured(self) -> dict[str, Tensor]:
+        """The numbers of the table that samples depend on, for fingerprints."""
+        kind = self.covariance_kind
+        return {f"{kind} {name}": torch.as_tensor(getattr(self.table, name)) for name in ("times", "gamma", "residual")}
+
     def variance(self, t: Time, x: Tensor) -> float | Tensor:
         """C(t): a float for one time, (batch, 1, ..., 1) for a time per row."""
         if not isinstance(t, Tensor) or t.ndim == 0:

@@ -135,6 +135,11 @@ class FullAnalyticCovariance(Guided):
         self.bounds: Range = inner.data_range if isinstance(data_range, str) else data_range
         self._known: dict[float, FullCovariance] = {}
 
+    @property
+    def measured(self) -> dict[str, Tensor]:
+        """The numbers of the table that samples depend on, for fingerprints."""
+        return {"full times": torch.as_tensor(self.table.times), "full matrices": self.table.matrices}
+
     def covariance(self, t: float) -> FullCovariance:
         """E Cov[x_0 | x_t] at one time, eigenvalues clipped to [0, d ((b - a) / 2)^2]; decomposed once per time."""
         if t not in self._known:

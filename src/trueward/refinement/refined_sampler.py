@@ -26,7 +26,7 @@ from torch import Tensor
 from trueward.covariance import for_sampler
 from trueward.critics import Critic, critic_fingerprint, tallied
 from trueward.denoisers import ClassifierFreeGuidance, Denoiser
-from trueward.fingerprints import model_fingerprint
+from trueward.fingerprints import measured_of, model_fingerprint, weights_fingerprint
 from trueward.naming import check_name
 from trueward.refinement.calibration import Calibration, calibrate
 from trueward.refinement.chain import SamplerChain
@@ -178,7 +178,7 @@ class RefinedSampler:
         return SamplerChain(self.inner, self.model(denoiser), self.critic)
 
     def key(self, denoiser: Denoiser) -> str:
-        """What a calibration belongs to: model, critic, sampler, guidance, classes and warm-up."""
+        """What a calibration belongs to: model, covariance, critic, sampler, guidance, classes and warm-up."""
         scale, inner = None, denoiser
         while isinstance(getattr(inner, "inner", None), Denoiser):
             scale = inner.scale if isinstance(inner, ClassifierFreeGuidance) else scale
@@ -187,6 +187,9 @@ class RefinedSampler:
             model_fingerprint(denoiser), scale, critic_fingerprint(self.critic), repr(self.inner), self.guidance,
             self.labels, self._warm_up, WARM_UP_SEED,
         ]  # fmt: skip
+        measured = measured_of(self.model(denoiser))
+        if measured:  # a covariance that was fitted again gives other samples
+            said.append(weights_fingerprint("covariance", measured))
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 
     @property
