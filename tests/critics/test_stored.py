@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trueward.critics import (
+    Critic,
     CriticOfAnotherSampler,
     Discriminator,
     FeatureCritic,
@@ -94,6 +95,21 @@ def test_an_unconditional_critic_serves_a_conditional_model_and_remembers_its_cl
     assert with_critic(image_model(num_classes=3), tmp_path).num_classes is None
     with pytest.raises(ValueError, match="was trained for a model of 3 classes, the model knows 4"):
         with_critic(image_model(num_classes=4), tmp_path)
+
+
+def test_critics_of_ones_own_are_told_apart_by_their_plain_attributes():
+    class Brightness(Critic):
+        def __init__(self, strength: float, centre: float = 0.0) -> None:
+            super().__init__(EDM(), shape=(1,))
+            self.strength, self.centre = strength, torch.tensor([centre])
+
+        def logit(self, x_t, t, **condition):
+            return self.strength * (x_t - self.centre).flatten(1).mean(1)
+
+    first, same = Brightness(1.0), Brightness(1.0).eval()
+    assert critic_fingerprint(first) == critic_fingerprint(same)
+    prints = [critic_fingerprint(c) for c in (first, Brightness(2.0), Brightness(1.0, centre=0.5))]
+    assert len(set(prints)) == 3
 
 
 def test_another_sampler_is_let_through_with_a_warning(tmp_path):

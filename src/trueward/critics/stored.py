@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from trueward import records
 from trueward.critics.critic import Critic
@@ -48,11 +48,21 @@ def critic_folder(folder: str | Path) -> Path:
 
 
 def critic_fingerprint(critic: Critic) -> str:
-    """A short hash of a critic's weights and schedule (and of the model, for one on a model's features)."""
+    """A short hash of a critic's weights and schedule (and of the model, for one on a model's features).
+
+    Of a class of your own the plain attributes count too: numbers, texts and tensors that are no weights.
+    """
+    weights = dict(critic.state_dict())
     title = f"{type(critic).__name__} {critic.schedule.fingerprint} {critic.num_classes}"
     if isinstance(critic, FeatureCritic):
         title += f" {critic.feature_layer} {model_fingerprint(critic.denoiser)}"
-    return weights_fingerprint(title, critic.state_dict())
+    if not isinstance(critic, Discriminator | FeatureCritic | ExtractorCritic):
+        for name, value in sorted(vars(critic).items()):
+            if isinstance(value, Tensor):
+                weights[f"attribute {name}"] = value
+            elif isinstance(value, int | float | str) and name != "training":
+                title += f" {name}={value!r}"
+    return weights_fingerprint(title, weights)
 
 
 def save_critic(
