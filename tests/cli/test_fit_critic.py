@@ -68,6 +68,7 @@ def test_an_image_model_gets_a_conditional_critic_on_its_features(run: Run, mode
     out = run("fit-critic", model, "--out", tmp_path, "--features", "--conditional", *FIT, "--sampler", "ddim")
     assert out.code == 0, out.err
     facts = json.loads((tmp_path / "critic/critic.json").read_text())
+    assert f"Next: trueward sample {model} --critic {tmp_path} --refine diffrs --class all --out grid.png" in out.out
     assert (facts["kind"], facts["num_classes"]) == ("trueward-feature-critic", 10)
     assert facts["generated"]["labels"] == list(range(10))
     drawn = run(
@@ -85,6 +86,15 @@ def test_an_image_model_gets_a_conditional_critic_on_its_features(run: Run, mode
     refused = run("sample", model, "--critic", tmp_path, "--refine", "dg", "-n", 2, "--out", tmp_path / "h.png")
     assert refused.code == 2
     assert "judges a sample as one of its class: say which to draw, --class all or numbers in 0 ... 9." in refused.err
+
+
+def test_what_is_said_to_come_next_works(run: Run, plain: Path, tmp_path: Path) -> None:
+    out = run("fit-critic", plain, "--out", tmp_path, "--sampler", "dpm-solver++", *FIT)
+    assert out.code == 0, out.err
+    words = out.out.split("Next: trueward ")[1].split()
+    assert words[words.index("--refine") + 1] == "dg"  # rejection cannot step a multistep sampler
+    drawn = run(*words[:-1], tmp_path / "grid.png")
+    assert drawn.code == 0, drawn.err
 
 
 def test_samples_that_are_there_can_be_taken(run: Run, plain: Path, tmp_path: Path) -> None:

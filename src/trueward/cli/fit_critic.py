@@ -251,9 +251,13 @@ def fit_critic(
     )
     page = write_report(folder / "critic" / "report.html", critic, record, real, fakes, model=model, facts=facts)
     typer.echo(f"Critic: {folder / 'critic'}, report: {page}")
-    typer.echo(
-        f"Next: trueward sample {model}{'' if out is None else f' --critic {out}'} --refine diffrs --out grid.png"
-    )
+    how = "diffrs" if chosen.row_wise else "dg"  # type: ignore[union-attr]
+    words = [
+        "" if out is None else f" --critic {out}",
+        f" --refine {how}",
+        "" if critic.num_classes is None else " --class all",
+    ]
+    typer.echo(f"Next: trueward sample {model}{''.join(words)} --out grid.png")
 
 
 def _made_by(generated: Path, denoiser: Denoiser) -> dict[str, Any]:
