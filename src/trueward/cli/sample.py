@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from trueward.sampler_specs import SamplerSpec
 
 _REFINE = "Corrections by a critic"
+FULL = 16  # batches in a shard, from where on the time in which its last samples finish hardly counts
 _EPILOG = """[bold]Examples[/]
 
 [cyan]trueward sample digits --out grid.png[/] — 64 images as one picture
@@ -321,8 +323,15 @@ def _folder(
     from trueward import processes
     from trueward.cli.interruption import interruptible
     from trueward.cli.progress import sample_bar
-    from trueward.shards import Progress, ShardFolder, sample_to_folder
+    from trueward.shards import Progress, ShardFolder, default_shard_size, sample_to_folder
 
+    size = default_shard_size(drawing.denoiser.shape or ()) if shard_size is None else shard_size
+    if "diffrs" in str(about["sampler"]) and n > size and size < FULL * batch_size:
+        warnings.warn(
+            f"Rejection lets its batch run dry at the end of every shard of {size} samples; with --batch-size {batch_size} that "
+            f"costs time: --shard-size {FULL * batch_size} or more keeps the batch full.",
+            stacklevel=2,
+        )
     with interruptible("The finished shards are kept: run the same command again to continue."):
         with sample_bar("sampling", n) as advance:
             reported = 0
