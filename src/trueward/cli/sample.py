@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trueward.sampler_specs import SamplerSpec
 
 _REFINE = "Corrections by a critic"
-FULL = 16  # batches in a shard, from where on the time in which its last samples finish hardly counts
+SCANT, AMPLE = 8, 32  # batches in a shard: where its last samples hold up the others, and where they hardly do
 _EPILOG = """[bold]Examples[/]
 
 [cyan]trueward sample digits --out grid.png[/] — 64 images as one picture
@@ -326,10 +326,10 @@ def _folder(
     from trueward.shards import Progress, ShardFolder, default_shard_size, sample_to_folder
 
     size = default_shard_size(drawing.denoiser.shape or ()) if shard_size is None else shard_size
-    if "diffrs" in str(about["sampler"]) and n > size and size < FULL * batch_size:
+    if "diffrs" in str(about["sampler"]) and n > size and size < SCANT * batch_size:
         warnings.warn(
             f"Rejection lets its batch run dry at the end of every shard of {size} samples; with --batch-size {batch_size} that "
-            f"costs time: --shard-size {FULL * batch_size} or more keeps the batch full.",
+            f"costs time: --shard-size {AMPLE * batch_size} or more keeps the batch full.",
             stacklevel=2,
         )
     with interruptible("The finished shards are kept: run the same command again to continue."):
