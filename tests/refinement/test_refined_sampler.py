@@ -213,6 +213,21 @@ def test_no_option_of_a_correction_is_also_one_of_a_sampler_that_takes_it():
     assert not set(rejection_options()) & set(guidance_options())
 
 
+def test_levels_that_are_tested_have_constants_of_their_own_and_save_the_critic():
+    own = refined(rejection={"percentile": 0.95, "warm_up": 200, "test_levels": [3, 6, 9]})
+    rule = own.rule(model())
+    jumps = own.calibration(model()).log_ratios
+    expected = torch.quantile(jumps[:, 6] - jumps[:, 3], 0.95).clamp(min=0.0)
+    assert rule.constants.log_m_transition[6] == expected
+    few, every = own.sample(model(), n=300), refined().sample(model(), n=300)
+    assert few.tested[0].nonzero()[:, 0].tolist() == [3, 6, 9]
+    assert few.critic_evaluations < 0.6 * every.critic_evaluations
+    share = (few.x < 0).double().mean().item()
+    assert share > 0.2 + 4 * math.sqrt(0.16 / 300)  # the model's own share and four standard errors
+    assert repr(own) != repr(refined())
+    assert "test_levels" not in repr(refined())
+
+
 def test_stochastic_samplers_with_and_without_the_textbook_rule():
     # resampling is exact for an exact critic and constants that bound the ratio: half of the mass is back (4 sigma = 0.09)
     own = RefinedSampler(

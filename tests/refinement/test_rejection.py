@@ -368,6 +368,93 @@ def test_min_level_skips_early_tests_but_keeps_the_parent_right():
     assert late.tested[0, 18] == 0
 
 
+def alone(rule, seed, index):
+    """One sample by the words of the rule, one draw after the other: (x, network evaluations, critic evaluations)."""
+    chain, noise, n = rule.chain, Noise(seed, torch.tensor([index])), rule.chain.steps
+    tests = set(rule.test_levels or range(rule.min_level + 1, rule.last_level + 1))
+    counts = {"normal": 0, "uniform": 0, "critic": 0, "nfe": 0}
+
+    def draw(kind):
+        counts[kind] += 1
+        return torch.tensor([counts[kind] - 1])
+
+    def ratio(x, level):
+        counts["critic"] += 1
+        return float(chain.log_ratio(x, torch.tensor([level]), {}))
+
+    def passes(bound):
+        return math.log(float(noise.uniform(draw("uniform")))) <= bound
+
+    def start():
+        x = chain.prior(noise, draw("normal"))
+        while rule.min_level == 0:
+            found = ratio(x, 0)
+            if passes(found - float(rule.constants.log_m_marginal[0])):
+                return x, found
+            x = chain.prior(noise, draw("normal"))
+        return x, None
+
+    (x, parent), level = start(), 0
+    while level < n:
+        x = chain.step(x, torch.tensor([level]), noise, draw("normal"), {})
+        counts["nfe"] += chain.cost(level)
+        level += 1
+        if level == rule.min_level:
+            parent = ratio(x, level)
+        first = True
+        while level in tests:
+            found = ratio(x, level)
+            bound = rule.constants.log_m_transition[level] + parent if first else rule.constants.log_m_marginal[level]
+            first = False
+            if passes(found - float(bound)):
+                parent = found
+                break
+            to = max(0, level - rule.backsteps)
+            while to > rule.min_level and to not in tests:
+                to -= 1
+            x = chain.forward(x, torch.tensor([level]), torch.tensor([to]), noise, draw("normal"))
+            level = to
+            if level == 0 and rule.min_level == 0:
+                found = ratio(x, 0)
+                parent = found
+                if not passes(found - float(rule.constants.log_m_marginal[0])):
+                    x, parent = start()
+            elif level == rule.min_level:
+                parent = ratio(x, level)
+    return x[0], counts["nfe"], counts["critic"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"backsteps": 2}, {"min_level": 1}, {"max_level": 2}, {"test_levels": (1, 3)}, {"test_levels": [3]},
+     {"test_levels": (2, 3), "backsteps": 2}, {"min_level": 1, "test_levels": (3,)}],
+)  # fmt: skip
+def test_every_sample_is_what_the_rule_makes_of_it_alone(options):
+    rule = DiffRS(FourStates(), PERCENTILE_90, **options)
+    found = rule.sample(120, seed=8, batch_size=7)
+    each = [alone(rule, 8, index) for index in range(120)]
+    assert found.x.tolist() == [int(x) for x, _, _ in each]
+    assert found.nfe.tolist() == [nfe for _, nfe, _ in each]
+    assert found.critic_evaluations == sum(critic for _, _, critic in each)
+    assert found.nfe.max() > 3
+
+
+def test_constants_of_skipped_levels_are_relative_to_the_level_tested_before():
+    generator = torch.Generator().manual_seed(0)
+    known = Calibration(torch.randn(50, 7, generator=generator, dtype=F64))
+    chain = SamplerChain(EDMHeun(6), MODEL.denoiser(EDM()), TruthCritic(REAL, MODEL, EDM()))
+    rule = DiffRS(chain, known.constants(0.5), test_levels=(5, 2))
+    assert rule.test_levels == (2, 5)
+    assert DiffRS(chain, known.constants(0.5), test_levels="2/5").test_levels == (2, 5)
+    assert DiffRS(chain, known.constants(0.5), test_levels="5, 2").test_levels == (2, 5)
+    assert rule.parents.tolist() == [-1, 0, 0, 2, 2, 2, 5]
+    assert DiffRS(chain, known.constants(0.5)).parents.tolist() == [-1, 0, 1, 2, 3, 4, 5]
+    assert DiffRS(chain, known.constants(0.5), min_level=1, test_levels=(4,)).parents.tolist() == [-1, 0, 1, 1, 1, 4, 4]
+    jumps = known.constants(0.5, floor=False, parents=rule.parents).log_m_transition
+    assert jumps[5] == torch.quantile(known.log_ratios[:, 5] - known.log_ratios[:, 2], 0.5)
+    assert jumps[2] == torch.quantile(known.log_ratios[:, 2] - known.log_ratios[:, 0], 0.5)
+
+
 def test_backsteps_never_climb_past_the_prior():
     r = DiffRS(heun_chain(), HEUN_CONSTANTS, backsteps=5).sample(500, batch_size=250)
     assert r.x.isfinite().all()
@@ -425,6 +512,18 @@ TWO = GaussianMixture([1.0], [[0.0, 0.0]], 1.0)
         (lambda: DiffRS(FourStates(), ZERO, backsteps=0), "backsteps must be at least 1"),
         (lambda: DiffRS(FourStates(), ZERO, min_level=3), "min_level must lie in 0 ... 2"),
         (lambda: DiffRS(FourStates(), ZERO, max_level=9), "max_level must lie in 1 ... 3"),
+        (lambda: DiffRS(FourStates(), ZERO, test_levels=(1, 4)), r"levels in 1 ... 3, at least one, got \[1, 4\]"),
+        (
+            lambda: DiffRS(FourStates(), ZERO, test_levels="1/two"),
+            "a level of test_levels must be a whole number, got 'two'",
+        ),
+        (lambda: DiffRS(FourStates(), ZERO, test_levels=()), r"at least one, got \[\]"),
+        (
+            lambda: DiffRS(FourStates(), ZERO, test_levels=(1.5,)),
+            "a level of test_levels must be a whole number, got 1.5",
+        ),
+        (lambda: DiffRS(FourStates(), ZERO, min_level=1, test_levels=(1,)), "levels in 2 ... 3"),
+        (lambda: DiffRS(FourStates(), ZERO, on_reject="resample", test_levels=(1,)), "belongs to on_reject='forward'"),
         (lambda: DiffRS(FourStates(), ZERO, on_reject="forwards"), "Did you mean 'forward'"),
         (lambda: DiffRS(heun_chain(), HEUN_CONSTANTS, on_reject="resample"), "deterministic step"),
         (lambda: DiffRS(FourStates(), ZERO).sample(0), "n must be at least 1"),

@@ -16,7 +16,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,10 +148,13 @@ class RefinedSampler:
 
     def __repr__(self) -> str:
         """What the samples depend on: two with the same text draw the same samples of a model."""
+        rejection = None if self.rejection is None else _resolved(DiffRS, {**_OWN, **self.rejection})
+        if rejection is not None and rejection["test_levels"] is None:
+            del rejection["test_levels"]  # said where it is used: folders that were begun before it was an option go on
         said = {
             "critic": critic_fingerprint(self.critic),
             "guidance": None if self.guidance is None else _resolved(DiscriminatorGuidance, self.guidance),
-            "rejection": None if self.rejection is None else _resolved(DiffRS, {**_OWN, **self.rejection}),
+            "rejection": rejection,
         }
         return f"RefinedSampler({self.inner!r}, {json.dumps(said, sort_keys=True, default=repr)})"
 
@@ -230,7 +233,8 @@ class RefinedSampler:
         percentile = options.pop("percentile", _OWN["percentile"])
         options.pop("warm_up", None)
         found = self.calibration(denoiser, batch_size=batch_size, progress=progress)
-        return DiffRS(self.chain(denoiser), found.constants(percentile), **options)
+        rule = DiffRS(self.chain(denoiser), found.constants(percentile), **options)
+        return replace(rule, constants=found.constants(percentile, parents=rule.parents))
 
     def check(self, denoiser: Denoiser) -> None:
         """Raises what drawing would raise about options, before anything is measured."""

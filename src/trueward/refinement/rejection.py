@@ -18,6 +18,7 @@ does not depend on the batch size or on its neighbours.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ class DiffRS:
         backsteps: levels to climb at a rejection.
         min_level: with m > 0, no tests at levels 0 ... m (the prior's included); 0 tests every level and the prior.
         max_level: no tests below this level; default the last one (in resample mode, the last that noise leads to).
+        test_levels: test at these levels only (and at the prior); default: at every one. The parent of a test is then the
+            level tested before, which the constants have to be measured for, see :attr:`parents`; a rejected sample climbs on
+            to a level that is tested. Saves the critic where it has nothing to say.
         prior_rounds: give up if a sample's prior draws are rejected so often in a row.
     """
 
@@ -65,6 +69,7 @@ class DiffRS:
     backsteps: int = 1
     min_level: int = 0
     max_level: int | None = None
+    test_levels: tuple[int, ...] | str | None = None
     prior_rounds: int = 1000
 
     citation: ClassVar[tuple[str, ...]] = ("na2024diffusion",)
@@ -93,6 +98,7 @@ class DiffRS:
             raise ValueError(f"min_level must lie in 0 ... {n - 1}, got {self.min_level}.")
         if self.max_level is not None and not self.min_level < self.max_level <= n:
             raise ValueError(f"max_level must lie in {self.min_level + 1} ... {n}, got {self.max_level}.")
+        self._check_test_levels()
         if self.on_reject == "resample":
             still = [i for i in range(n) if not self.chain.random(i)]
             last = self.last_level
@@ -100,6 +106,40 @@ class DiffRS:
                 raise ValueError(
                     "on_reject='resample' needs steps that draw noise: a deterministic step proposes the same point for ever; use 'forward'."
                 )
+
+    def _check_test_levels(self) -> None:
+        if self.test_levels is None:
+            return
+        given: Any = self.test_levels
+        if isinstance(given, str):  # from a command line, where commas separate options
+            given = [int(part) if part.strip().isdecimal() else part for part in re.split("[/,]", given)]
+        levels = tuple(given) if isinstance(given, list | tuple) else (given,)
+        for level in levels:
+            _whole("a level of test_levels", level)
+        if not levels or not all(self.min_level < level <= self.last_level for level in levels):
+            raise ValueError(
+                f"test_levels must be levels in {self.min_level + 1} ... {self.last_level}, at least one, got {list(levels)}."
+            )
+        if self.on_reject == "resample":
+            raise ValueError(
+                "test_levels belongs to on_reject='forward': resampling proposes again from the level before, so it tests "
+                "every one."
+            )
+        object.__setattr__(self, "test_levels", tuple(sorted(set(levels))))
+
+    @property
+    def tested(self) -> Tensor:
+        """(levels,) bool: where a sample is tested after a step."""
+        level = torch.arange(self.chain.steps + 1)
+        every = (level > self.min_level) & (level <= self.last_level)
+        return (
+            every if self.test_levels is None else every & torch.isin(level, torch.tensor(self.test_levels))
+        )  # numbers by now
+
+    @property
+    def parents(self) -> Tensor:
+        """(levels,) int64: the level that a test at each level is relative to, for :meth:`Calibration.constants`."""
+        return parents_of(self.tested, self.min_level)
 
     @property
     def last_level(self) -> int:
@@ -180,6 +220,16 @@ class DiffRS:
         if bar is not None:
             bar.close()
         return job.result(n)
+
+
+def parents_of(tested: Tensor, min_level: int = 0) -> Tensor:
+    """(levels,) int64: the last tested level before each one, `min_level` where there is none; -1 for level 0."""
+    last = min_level
+    parents = [-1]
+    for level in range(1, len(tested)):
+        parents.append(min(last, level - 1))
+        last = level if bool(tested[level]) else last
+    return torch.tensor(parents)
 
 
 def _costly(job: Slots, base: int) -> str:

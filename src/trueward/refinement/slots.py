@@ -50,6 +50,10 @@ class Slots:
         self.n, levels = self.chain.steps, self.chain.steps + 1
         cost = torch.tensor([self.chain.cost(i) for i in range(self.n)] + [0])
         self.cost, self.rest = cost, cost.flip(0).cumsum(0).flip(0)  # rest[i]: from level i to the end
+        self.is_tested = rule.tested
+        here, parents = torch.arange(levels), rule.parents
+        # a climb that would end at a level without a test goes on to one, or to where tests begin
+        self.landing = torch.where(self.is_tested | (here <= rule.min_level), here, parents)
         self.tested, self.accepted = (
             torch.zeros(2, levels, dtype=torch.int64),
             torch.zeros(2, levels, dtype=torch.int64),
@@ -129,7 +133,7 @@ class Slots:
         anchor = (level == self.rule.min_level).nonzero()[:, 0]
         if len(anchor):
             self.parent[anchor] = self._log_ratio(anchor)
-        todo = ((level > self.rule.min_level) & (level <= self.rule.last_level)).nonzero()[:, 0]
+        todo = self.is_tested[level].nonzero()[:, 0]
         if before is not None:
             self._resample(todo, before)
         else:
@@ -166,7 +170,7 @@ class Slots:
             if not len(rejected):
                 return
             level = self.level[rejected]
-            to = (level - self.rule.backsteps).clamp(min=0)
+            to = self.landing[(level - self.rule.backsteps).clamp(min=0)]
             self._put(
                 rejected,
                 self.chain.forward(
