@@ -212,7 +212,8 @@ def fit_critic(
         denoiser: the model, which is not changed.
         data: real samples.
         folder: of the model, or another one.
-        drawing: how to generate: model, sampler, seed, classes. Not needed with `generated`.
+        drawing: how to generate: model, sampler, seed, classes. Take a seed under which nothing is drawn later: a critic
+            judges the samples it has learnt from too harshly. Not needed with `generated`.
         n: how many samples to generate; default as many as there are real ones, at most 10000.
         generated: instead, samples that are there: a folder of shards, a .npz file, ...
         network, conditional, width, blocks, dropout, feature_layer: see :func:`critic_for`.

@@ -64,6 +64,16 @@ def test_a_critic_is_fitted_beside_the_model_with_a_report(fitted: Path) -> None
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_a_critic_learns_from_other_samples_than_those_drawn_later(run: Run, fitted: Path, tmp_path: Path) -> None:
+    drawn = run(
+        "sample", fitted, "--sampler", "edm", "--steps", 4, "-n", 80, "--dtype", "float32", "--out", tmp_path / "s"
+    )
+    assert drawn.code == 0, drawn.err
+    x, learnt = (ShardFolder(folder).load()[0] for folder in (tmp_path / "s", fitted / "critic/generated"))
+    assert x.shape == learnt.shape == (80, 2)
+    assert torch.cdist(x.double(), learnt.double()).diagonal().min() > 1e-4  # both under the default seed
+
+
 def test_an_image_model_gets_a_conditional_critic_on_its_features(run: Run, model: Path, tmp_path: Path) -> None:
     out = run("fit-critic", model, "--out", tmp_path, "--features", "--conditional", *FIT, "--sampler", "ddim")
     assert out.code == 0, out.err

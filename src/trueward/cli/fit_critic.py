@@ -33,6 +33,7 @@ Run again after an interruption: it continues. Then: [cyan]trueward sample runs/
 """
 _FAKES, _TRAINING = "Generated samples", "Critic"
 DEFAULT_SAMPLER, DEFAULT_STEPS = "edm", 18
+GENERATED_SEED = 0xC217_1C00_0000_0000  # plus the seed: the samples a critic learnt from are not those drawn later
 
 
 def fit_critic(
@@ -172,7 +173,13 @@ def fit_critic(
             metavar="CHECKS", rich_help_panel=_TRAINING, help="Stop after so many checks without improvement."
         ),
     ] = 8,
-    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of the generated samples and the training.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="NUMBER",
+            help="Of the training and the generated samples; these are others than [bold]sample[/] draws with the same number.",
+        ),
+    ] = 0,
     device: Device = "auto",
 ) -> None:
     """Train a critic for a model: the log ratio of real to generated data at every noise level.
@@ -207,7 +214,7 @@ def fit_critic(
     corrected, chosen = spec.assemble(denoiser, steps, nfe)
     chosen.plan(denoiser.schedule)
     classes = "all" if conditional and classes is None and denoiser.num_classes is not None else classes
-    drawing = Drawing(corrected, chosen, seed, parse_labels(classes, denoiser.num_classes), guidance)
+    drawing = Drawing(corrected, chosen, GENERATED_SEED + seed, parse_labels(classes, denoiser.num_classes), guidance)
     facts = {"sampler": spec.described(chosen, guidance), "sampler_spec": str(spec), "steps": chosen.steps}  # type: ignore[arg-type]
     if generated is not None:
         with notes():

@@ -132,9 +132,8 @@ class DiffRS:
         """(levels,) bool: where a sample is tested after a step."""
         level = torch.arange(self.chain.steps + 1)
         every = (level > self.min_level) & (level <= self.last_level)
-        return (
-            every if self.test_levels is None else every & torch.isin(level, torch.tensor(self.test_levels))
-        )  # numbers by now
+        chosen: Any = self.test_levels  # numbers since __post_init__
+        return every if chosen is None else every & torch.isin(level, torch.tensor(chosen))
 
     @property
     def parents(self) -> Tensor:
