@@ -79,6 +79,22 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path):
         train_critic(fresh(), real, fake, **OPTIONS, checkpoint=tmp_path / "c.pt")
 
 
+@pytest.mark.parametrize("change", ["generated", "real", "dropout"])
+def test_a_checkpoint_of_other_sets_or_layers_is_not_continued(tmp_path, change):
+    real, fake = sets()
+    train_critic(fresh(), real, fake, **OPTIONS, checkpoint=tmp_path / "c.pt")
+    if change == "generated":
+        fake = fake + 0.5
+    elif change == "real":
+        real = real - 0.5
+    steps = []
+    train_critic(
+        fresh(0.1 if change == "dropout" else 0.0), real, fake, **OPTIONS, checkpoint=tmp_path / "c.pt",
+        callback=lambda step, *_: steps.append(step),
+    )  # fmt: skip
+    assert steps == [8, 16, 24]
+
+
 def test_partners_of_a_conditional_pair_have_one_label_however_often_each_was_generated():
     generator = torch.Generator().manual_seed(0)
     real_labels = torch.tensor([0] * 90 + [1] * 10)

@@ -26,6 +26,7 @@ from trueward import processes, records
 from trueward.critics.calibration import Calibration, measured
 from trueward.critics.critic import Critic
 from trueward.critics.examples import Part, as_examples, check_classes, divided, pair
+from trueward.fingerprints import weights_fingerprint
 from trueward.objectives.times import ImportanceTimes
 
 PIECES = 4
@@ -90,7 +91,8 @@ def train_critic(
         evaluate_every, patience: check the held-out cross-entropy this often, stop after so many checks without a new best.
         seed: of times, noise, dropout and the order of the data.
         callback: ``callback(step, training cross-entropy, held-out cross-entropy)`` at every check.
-        checkpoint: a file that remembers the training at every check; if it is there, training goes on from it.
+        checkpoint: a file that remembers the training at every check; if it is there, of the same critic, sets and settings,
+            training goes on from it.
 
     Raises:
         ValueError: on shapes that differ, NaN, labels missing, too few samples, or a loss that is no number.
@@ -101,9 +103,8 @@ def train_critic(
             raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr must be a positive number, got {lr}.")
-    (train_real, held_real), (train_generated, held_generated) = _sets(
-        critic, real, generated, real_labels, generated_labels, held_out, batch_size
-    )
+    first, second = _sets(critic, real, generated, real_labels, generated_labels, held_out, batch_size)
+    (train_real, held_real), (train_generated, held_generated) = first, second
     rank, _ = processes.here()
     parameters = [p for p in critic.parameters() if p.requires_grad]
     if not parameters:
@@ -117,7 +118,8 @@ def train_critic(
     state = _State(
         critic, optimizer, torch.Generator().manual_seed(seed), None if checkpoint is None else Path(checkpoint)
     )
-    state.resume(settings)
+    identity = settings if checkpoint is None else {**settings, "sets": _identity(critic, first, second)}
+    state.resume(identity)
     counter: Any = range(state.step + 1, steps + 1)
     if progress and rank == 0:
         from tqdm.auto import tqdm
@@ -145,7 +147,7 @@ def train_critic(
                     f"The critic's loss became {trained} by step {step}: lower the learning rate (lr={lr:g})."
                 )
             state.judge(trained, held().mean_cross_entropy)
-            state.save(settings)
+            state.save(identity)
             if callback is not None:
                 callback(step, trained, state.history[-1]["held_out"])
     critic.load_state_dict(state.kept)
@@ -156,6 +158,17 @@ def train_critic(
         state.step, state.best_step, len(train_real) + len(held_real), len(train_generated) + len(held_generated),
         held_out, state.history, found, settings,
     )  # fmt: skip
+
+
+def _identity(critic: Critic, *sets: tuple[Part, Part], rows: int = 64) -> str:
+    """A short hash of the critic's layers and of some rows of every part: a checkpoint of other ones is of no use."""
+    found: dict[str, Tensor] = {}
+    for k, part in enumerate(part for pair_of_parts in sets for part in pair_of_parts):
+        x, labels = part.read(torch.linspace(0, len(part) - 1, min(rows, len(part)), dtype=torch.float64).long())
+        found[f"{k} {len(part)}"] = x
+        if labels is not None:
+            found[f"{k} labels"] = labels
+    return weights_fingerprint(repr(critic), found)
 
 
 def _warn_of_probabilities(found: Calibration) -> None:
