@@ -8,7 +8,7 @@ size, not how many there are in all, not who draws them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -121,7 +121,13 @@ class Drawing:
     def prepare(self, batch_size: int = default_batch, progress: bool = False) -> None:
         """Measures what sampling needs and does not find stored: the constants of rejection."""
         if isinstance(self.sampler, RefinedSampler) and self.sampler.rejection is not None:
-            self.sampler.calibration(self.model, batch_size=batch_size, progress=progress)
+            self.refined.calibration(self.model, batch_size=batch_size, progress=progress)
+
+    @property
+    def refined(self) -> RefinedSampler:
+        """The refined sampler, whose constants are measured on the classes that are drawn."""
+        assert isinstance(self.sampler, RefinedSampler)
+        return self.sampler if self.sampler.labels is not None else replace(self.sampler, labels=self.labels)
 
     @property
     def model(self) -> Denoiser:
@@ -149,7 +155,7 @@ class Drawing:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         model = self.model
-        refined = self.sampler if isinstance(self.sampler, RefinedSampler) else None
+        refined = self.refined if isinstance(self.sampler, RefinedSampler) else None
         at_once = stop - start if refined is not None and refined.rejection is not None else batch_size
         for first in range(start, stop, max(1, at_once)):
             indices = torch.arange(first, min(first + at_once, stop))

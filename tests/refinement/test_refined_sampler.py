@@ -267,6 +267,31 @@ def test_labels_follow_their_samples_through_rejection():
     assert torch.allclose(batch.x[:, 0], torch.tensor([-1.0, 1.0]).repeat(32), atol=0.02)
 
 
+def test_constants_are_those_of_all_classes_where_none_were_named_but_labels_are_given():
+    class OfClass(Critic):
+        """Says of what class a sample is, from a critic that was asked for one."""
+
+        def __init__(self) -> None:
+            super().__init__(EDM(), shape=(1,), num_classes=2)
+
+        def logit(self, x_t, t, class_labels):
+            return 0.1 * torch.tanh(x_t[:, 0] * (2.0 * class_labels - 1.0))
+
+    own = RefinedSampler(EDMHeun(5), OfClass(), rejection={"warm_up": 40})
+    named = RefinedSampler(EDMHeun(5), OfClass(), rejection={"warm_up": 40}, labels=(0, 1))
+    labels = torch.arange(12) % 2
+    found, expected = (s.sample(TwoClasses(), n=12, class_labels=labels) for s in (own, named))
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.condition["class_labels"], labels)
+    alone = own.sample(TwoClasses(), indices=[4, 5], class_labels=labels[4:6])
+    assert torch.equal(alone.x, found.x[4:6])  # the constants do not depend on which labels a call happens to hold
+    drawing = Drawing(TwoClasses(), own, labels=(1,))
+    drawing.prepare()
+    (batch,) = drawing.batches(0, 6)
+    assert batch.labels.tolist() == [1] * 6
+    assert len(own._known) == 2  # of all classes, and of the one that is drawn
+
+
 def test_the_critic_is_asked_once_per_row_of_a_model_that_is_guided_to_its_class():
     own = RefinedSampler(EDMHeun(steps=4), blind(2), guidance={"low": 0.0}, labels=(0, 1))
     network = TwoClasses()

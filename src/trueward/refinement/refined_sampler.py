@@ -79,7 +79,8 @@ class RefinedSampler:
         critic: log ratio of the data to the base sampler's samples.
         guidance: options of Discriminator Guidance (:func:`guidance_options`), or None to leave it out.
         rejection: options of rejection (:func:`rejection_options`), or None to leave it out.
-        labels: the classes that will be drawn, in turn; the constants are measured on these.
+        labels: the classes that will be drawn, in turn; the constants are measured on these. Default: on all classes if
+            ``class_labels`` are given, on samples of no class if not.
         folder: where calibrations are kept; None: in memory, for as long as this object lives.
 
     Raises:
@@ -293,6 +294,9 @@ class RefinedSampler:
         observe: Callable[[Tested], None] | None,
         condition: dict[str, Any],
     ) -> tuple[Drawn, Refined]:
+        if self.labels is None and condition.get("class_labels") is not None and denoiser.num_classes is not None:
+            own = replace(self, labels=tuple(range(denoiser.num_classes)))  # shares what was measured
+            return own._rejected(denoiser, indices, seed, batch_size, advance, observe, condition)
         rule = self.rule(denoiser, batch_size=batch_size)
         condition = check_condition(denoiser, condition, len(indices), denoiser.device)
         reported = 0

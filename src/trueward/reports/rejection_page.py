@@ -73,9 +73,9 @@ def write_report(
         real: real samples to compare the log ratios with; without them the page shows those of the samples alone.
         about: what the page says about the model and the sampler.
     """
-    sampler = drawing.sampler
-    if not isinstance(sampler, RefinedSampler) or sampler.rejection is None:
+    if not isinstance(drawing.sampler, RefinedSampler) or drawing.sampler.rejection is None:
         raise ValueError("A report about rejection needs samples of rejection.")
+    sampler = drawing.refined
     witness = watch(drawing, min(WITNESSES, len(account.nfe_kept)), batch_size)
     levels = sampler.chain(drawing.model).noise_levels
     constants = sampler.rule(drawing.model).constants

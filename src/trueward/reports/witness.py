@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trueward.drawing import Drawing
-from trueward.refinement import Refined, RefinedSampler, Tested
+from trueward.refinement import Refined, Tested
 from trueward.samplers.run import check_condition
 
 SHOWN_LEVELS, SHOWN = 4, 16
@@ -38,8 +38,7 @@ class Witness:
 
 def watch(drawing: Drawing, n: int, batch_size: int) -> Witness:
     """Draws the samples 0 ... n-1 again, with and without rejection."""
-    sampler = drawing.sampler
-    assert isinstance(sampler, RefinedSampler)
+    sampler = drawing.refined
     model, indices = drawing.model, torch.arange(n)
     labels = drawing.labels_of(indices)
     condition: dict[str, Any] = {} if labels is None else {"class_labels": labels}
