@@ -494,6 +494,13 @@ class Broken(FourStates):
         return super().log_ratio(x, level, condition) * torch.where(level == 2, torch.nan, 1.0)
 
 
+class Blinded(TruthCritic):
+    """Knows nothing below sigma = 3."""
+
+    def logit(self, x_t, t, **condition):
+        return super().logit(x_t, t) * torch.where(self.schedule.sigma(t) < 3.0, torch.nan, 1.0)
+
+
 class Hopeless(FourStates):
     def log_ratio(self, x, level, condition):
         return super().log_ratio(x, level, condition) - 1000.0
@@ -552,6 +559,10 @@ TWO = GaussianMixture([1.0], [[0.0, 0.0]], 1.0)
             "3 rows for 4 samples",
         ),
         (lambda: DiffRS(Broken(), ZERO).sample(8), "NaN or infinity at level 2"),
+        (
+            lambda: calibrate(SamplerChain(EDMHeun(6), MODEL.denoiser(EDM()), Blinded(REAL, MODEL, EDM())), 4),
+            r"NaN or infinity at level 3 \(sigma/alpha = 0.9654",
+        ),
         (lambda: DiffRS(Hopeless(), ZERO).sample(8), "prior test accepts only 0"),
         (
             lambda: SamplerChain(sampler("dpm-solver++"), MODEL.denoiser(EDM()), TruthCritic(REAL, MODEL, EDM())),

@@ -160,7 +160,7 @@ def calibrate(
         for i in range(chain.steps + 1):
             if i > 0:
                 x = chain.step(x, level + i - 1, noise, level + i, own)
-            logits[rows, i] = checked(chain.log_ratio(x, level + i, own), i)
+            logits[rows, i] = checked(chain.log_ratio(x, level + i, own), i, chain)
     if logits.min() >= 0.0 and logits.max() <= 1.0 and logits[:, 0].mean() > 0.1:  # of a log ratio, E[exp(l)] is 1
         warnings.warn(
             "All log ratios of the calibration lie between 0 and 1: the critic seems to give probabilities, where logits are "
@@ -170,9 +170,11 @@ def calibrate(
     return Calibration(logits, chain.fingerprint)
 
 
-def checked(logit: Tensor, level: int | Tensor) -> Tensor:
+def checked(logit: Tensor, level: int | Tensor, chain: Chain) -> Tensor:
     """The log ratios, if they are finite."""
     if not bool(logit.isfinite().all()):
         worst = level if isinstance(level, int) else int(level[~logit.isfinite()][0])
-        raise ValueError(f"The critic answered NaN or infinity at level {worst}.")
+        known = getattr(chain, "noise_levels", None)
+        where = "" if known is None else f" (sigma/alpha = {known[worst]:.4g})"
+        raise ValueError(f"The critic answered NaN or infinity at level {worst}{where}.")
     return logit

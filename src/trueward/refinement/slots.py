@@ -110,7 +110,9 @@ class Slots:
     def _log_ratio(self, rows: Tensor) -> Tensor:
         self.critic_evaluations += len(rows)
         level = self.level[rows]
-        return checked(self.chain.log_ratio(self.x[rows.to(self.x.device)], level, self._condition(rows)), level)
+        return checked(
+            self.chain.log_ratio(self.x[rows.to(self.x.device)], level, self._condition(rows)), level, self.chain
+        )
 
     def _put(self, rows: Tensor, x: Tensor) -> None:
         self.x[rows.to(self.x.device)] = x
