@@ -16,8 +16,8 @@ from trueward import VPLinear, denoiser
 from trueward.denoisers import Denoiser
 from trueward.drawing import Drawing, guided, model_fingerprint, parse_labels
 from trueward.networks import UNet
-from trueward.samplers import DDIM, Ancestral
-from trueward.shards import ShardFolder, from_stored, sample_to_folder, to_stored
+from trueward.samplers import DDIM, Ancestral, EDMHeun
+from trueward.shards import ShardFolder, from_stored, sample_to_folder, shard_size_for, to_stored
 
 
 def model() -> Denoiser:
@@ -228,3 +228,28 @@ def test_guidance_needs_a_conditional_model_and_a_class() -> None:
 def test_a_model_without_a_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="shape of its samples"):
         Drawing(denoiser(torch.nn.Identity(), VPLinear()), DDIM(steps=2))
+
+
+def rejecting() -> Drawing:
+    """A mixture whose weights are corrected by rejection with the exact ratio."""
+    from trueward.critics import TruthCritic
+    from trueward.refinement import RefinedSampler
+    from trueward.schedules import EDM
+    from trueward.truth import GaussianMixture
+
+    real, wrong = (GaussianMixture([w, 1.0 - w], [[-0.5], [0.5]], 0.01) for w in (0.5, 0.2))
+    critic = TruthCritic(real, wrong, EDM())
+    sampler = RefinedSampler(EDMHeun(steps=4), critic, rejection={"percentile": 0.9, "warm_up": 50})
+    return Drawing(wrong.denoiser(EDM()), sampler)
+
+
+def test_shards_of_rejection_hold_many_batches_and_keep_their_size_when_continued(tmp_path: Path) -> None:
+    assert shard_size_for(rejecting(), tmp_path / "new", 64) == 64 * 64
+    assert shard_size_for(drawing(), tmp_path / "new", 64) == 1000
+    sample_to_folder(rejecting(), 50, tmp_path / "s", batch_size=20)
+    assert ShardFolder(tmp_path / "s").record["config"]["shard_size"] == 64 * 20
+    record = sample_to_folder(rejecting(), 80, tmp_path / "s", batch_size=30)  # another batch, the same files
+    assert record["complete"]
+    assert len(ShardFolder(tmp_path / "s").load()[0]) == 80
+    with pytest.raises(ValueError, match="shard_size was 1280, now 7"):
+        sample_to_folder(rejecting(), 80, tmp_path / "s", batch_size=30, shard_size=7)

@@ -118,9 +118,14 @@ class Drawing:
         """The labels of these samples."""
         return None if self.labels is None else torch.tensor(self.labels)[indices % len(self.labels)]
 
+    @property
+    def rejects(self) -> bool:
+        """Are samples rejected, so that they take their own time each?"""
+        return isinstance(self.sampler, RefinedSampler) and self.sampler.rejection is not None
+
     def prepare(self, batch_size: int = default_batch, progress: bool = False) -> None:
         """Measures what sampling needs and does not find stored: the constants of rejection."""
-        if isinstance(self.sampler, RefinedSampler) and self.sampler.rejection is not None:
+        if self.rejects:
             self.refined.calibration(self.model, batch_size=batch_size, progress=progress)
 
     @property
@@ -156,7 +161,7 @@ class Drawing:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         model = self.model
         refined = self.refined if isinstance(self.sampler, RefinedSampler) else None
-        at_once = stop - start if refined is not None and refined.rejection is not None else batch_size
+        at_once = stop - start if self.rejects else batch_size
         for first in range(start, stop, max(1, at_once)):
             indices = torch.arange(first, min(first + at_once, stop))
             labels = self.labels_of(indices)

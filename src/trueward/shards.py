@@ -31,6 +31,7 @@ from trueward.refinement import Cost
 
 RECORD = "sampling.json"
 FORMAT = 1
+AMPLE = 64  # batches of rejection in a shard, so that running dry at its end costs a few per cent
 
 
 def to_stored(x: Tensor, dtype: str, data_range: tuple[float, float] | None) -> Tensor:
@@ -169,9 +170,22 @@ def _rows(n: int, size: int) -> list[int]:
     return [min(size, n - first) for first in range(0, n, size)]
 
 
-def default_shard_size(shape: tuple[int, ...]) -> int:
-    """Samples in a shard: a thousand, fewer where these would take more than 256 MB as float32."""
-    return max(1, min(1000, 2**28 // (4 * max(1, torch.Size(shape).numel()))))
+def default_shard_size(shape: tuple[int, ...], least: int = 0) -> int:
+    """Samples in a shard: a thousand, or `least` if that is more; fewer where these would take over 256 MB as float32."""
+    return max(1, min(max(1000, least), 2**28 // (4 * max(1, torch.Size(shape).numel()))))
+
+
+def shard_size_for(drawing: Drawing, folder: str | Path, batch_size: int, shard_size: int | None = None) -> int:
+    """Samples in a shard of this folder: as asked for, else as the folder says, else by default.
+
+    Rejection lets its batch run dry at the end of a shard, so a shard holds 64 batches of its samples, if that is more.
+    """
+    if shard_size is not None:
+        return shard_size
+    stated = ShardFolder(Path(folder)).record["config"].get("shard_size") if ShardFolder.is_one(folder) else None
+    if isinstance(stated, int) and stated >= 1:
+        return stated
+    return default_shard_size(drawing.denoiser.shape or (), AMPLE * batch_size if drawing.rejects else 0)
 
 
 def default_dtype(shape: tuple[int, ...], data_range: tuple[float, float] | None) -> str:
@@ -200,7 +214,7 @@ def sample_to_folder(
         n: how many samples in all.
         folder: where; made if needed.
         batch_size: samples in one call of the model.
-        shard_size: samples in a file; see :func:`default_shard_size`.
+        shard_size: samples in a file; see :func:`shard_size_for`.
         dtype: uint8 or float32; see :func:`default_dtype`.
         describe: put into the record as it is, e.g. the name of the model.
         callback: called with a :class:`Progress` after every batch.
@@ -217,7 +231,7 @@ def sample_to_folder(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     shape, data_range = drawing.denoiser.shape or (), drawing.denoiser.data_range
-    size = default_shard_size(shape) if shard_size is None else shard_size
+    size = shard_size_for(drawing, folder, batch_size, shard_size)
     if size < 1:
         raise ValueError(f"shard_size must be at least 1, got {size}.")
     dtype = default_dtype(shape, data_range) if dtype is None else dtype

@@ -143,7 +143,7 @@ def test_refined_shards_are_those_of_one_file_and_are_told_at_their_cost(
     assert (one.code, many.code) == (0, 0), one.err + many.err
     with np.load(tmp_path / "one.npz") as archive:
         assert np.allclose(ShardFolder(tmp_path / "many").load()[0].numpy(), archive["arr_0"], atol=1e-5)
-    assert "--shard-size 2048 or more keeps the batch full" in many.err  # 64 slots, 20 samples in a shard
+    assert "--shard-size 4096 or more keeps the batch full" in many.err  # 64 slots, 20 samples in a shard
     assert "shard" not in one.err
     record = json.loads((tmp_path / "one.json").read_text())
     sharded = ShardFolder(tmp_path / "many").record

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trueward.sampler_specs import SamplerSpec
 
 _REFINE = "Corrections by a critic"
-SCANT, AMPLE = 8, 32  # batches in a shard: where its last samples hold up the others, and where they hardly do
+SCANT = 16  # batches of rejection in a shard: with fewer, its last samples hold up the others noticeably
 _EPILOG = """[bold]Examples[/]
 
 [cyan]trueward sample digits --out grid.png[/] — 64 images as one picture
@@ -143,7 +143,10 @@ def sample(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     shard_size: Annotated[
-        int | None, typer.Option(metavar="SAMPLES", show_default="1000", help="Samples in one file of a folder.")
+        int | None,
+        typer.Option(
+            metavar="SAMPLES", show_default="1000; 64 batches with rejection", help="Samples in one file of a folder."
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -323,10 +326,10 @@ def _folder(
     from trueward import processes
     from trueward.cli.interruption import interruptible
     from trueward.cli.progress import sample_bar
-    from trueward.shards import Progress, ShardFolder, default_shard_size, sample_to_folder
+    from trueward.shards import AMPLE, Progress, ShardFolder, sample_to_folder, shard_size_for
 
-    size = default_shard_size(drawing.denoiser.shape or ()) if shard_size is None else shard_size
-    if "diffrs" in str(about["sampler"]) and n > size and size < SCANT * batch_size:
+    size = shard_size_for(drawing, out, batch_size, shard_size)
+    if drawing.rejects and n > size and size < SCANT * batch_size:
         warnings.warn(
             f"Rejection lets its batch run dry at the end of every shard of {size} samples; with --batch-size {batch_size} that "
             f"costs time: --shard-size {AMPLE * batch_size} or more keeps the batch full.",
