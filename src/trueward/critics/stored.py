@@ -30,7 +30,6 @@ from trueward.denoisers import Denoiser
 from trueward.fingerprints import model_fingerprint, weights_fingerprint
 from trueward.loading import read_weights, set_weights
 from trueward.networks import network
-from trueward.schedules import Schedule
 
 KINDS = ("trueward-critic", "trueward-feature-critic", EXTRACTOR_KIND)
 
@@ -122,29 +121,21 @@ def load_critic(
         ValueError: if there is none, or it is damaged, or the model is needed and not given.
     """
     facts, place = read_facts(folder), critic_folder(folder)
-    if facts["kind"] == EXTRACTOR_KIND:
-        ready = ExtractorCritic.load(place, extractor)
-        ready.folder = place  # type: ignore[assignment]
-        return ready if denoiser is None else ready.to(denoiser.device)
-    with described_in(place / "critic.json"):
-        head, schedule = network(facts["network"]), Schedule.from_config(facts["schedule"])
-        if facts["kind"] == "trueward-critic":
-            critic: StoredCritic = Discriminator(
-                head,
-                schedule,
-                sigma_data=facts["sigma_data"],
-                shape=None if facts["shape"] is None else tuple(facts["shape"]),
-                num_classes=facts["num_classes"],
-            )
-        elif denoiser is None:
-            raise ValueError(f"The critic in {place} reads the features of its model: load it with that model.")
-        else:
+    if facts["kind"] == "trueward-critic":
+        critic: StoredCritic = Discriminator.load(place)
+    elif facts["kind"] == EXTRACTOR_KIND:
+        critic = ExtractorCritic.load(place, extractor)
+    elif denoiser is None:
+        raise ValueError(f"The critic in {place} reads the features of its model: load it with that model.")
+    else:
+        with described_in(place / "critic.json"):
+            head = network(facts["network"])
             critic = FeatureCritic(
                 denoiser, head, num_classes=facts["num_classes"], feature_layer=facts["feature_layer"]
             )
-    weights = place / "critic.safetensors"
-    set_weights(head, read_weights(weights), str(weights))
-    critic.requires_grad_(False).eval()
+        weights = place / "critic.safetensors"
+        set_weights(head, read_weights(weights), str(weights))
+        critic.requires_grad_(False).eval()
     critic.record, critic.folder = facts, place  # type: ignore[assignment]
     return critic if denoiser is None else critic.to(denoiser.device)
 
